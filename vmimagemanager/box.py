@@ -1,0 +1,416 @@
+"""What users hold: one box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO
+
+from vmimagemanager import names
+from vmimagemanager.config import BoxSettings, Moment
+from vmimagemanager.errors import VmimError
+from vmimagemanager.leases import Hold, Lease, Leases, owner
+
+if TYPE_CHECKING:
+    from vmimagemanager.boxes.define import Changed
+    from vmimagemanager.boxes.life import Down, Up
+    from vmimagemanager.boxes.operations import Entry, Operation
+    from vmimagemanager.boxes.record import BoxRecord
+    from vmimagemanager.boxes.site import Site
+    from vmimagemanager.guest.result import Result
+    from vmimagemanager.guest.session import Session
+    from vmimagemanager.hypervisor.domain import Domain
+    from vmimagemanager.locks import Holder
+    from vmimagemanager.snapshots import Manifest, Restored, Taken
+    from vmimagemanager.trap.block import Trap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """What `Box.show` tells: the record, libvirt's state of the domain, who leases or holds it, its SSH port."""
+
+    name: str
+    state: str
+    image: str
+    settings: BoxSettings
+    accelerator: str
+    accelerator_reason: str
+    created: datetime
+    owner: str
+    adopted: bool
+    snapshot: str
+    leased_by: Holder | None
+    held_by: Hold | None
+    ssh: tuple[str, int] | None
+    host_key: str
+    drift: tuple[str, ...]
+
+
+class Box:
+    """One box; a context manager that ends its SSH connection and, where it came from a lease, the lease.
+
+    Each operation leases the box for its own time, unless the box itself came from `Manager.lease`.  Any of them raises
+    LeaseError when somebody else has the box, and HypervisorError when libvirt refuses.
+    """
+
+    def __init__(
+        self, site: Site, name: str, *, lease: Lease | None = None, wait: timedelta, hooks: bool = True
+    ) -> None:
+        self.name = names.box_name(name)
+        self.hooks = hooks
+        self._site = site
+        self._leases = Leases(site.state)
+        self._lease = lease
+        self._wait = wait
+        self._session: Session | None = None
+        self.notice: Callable[[str], None] | None = None
+
+    # -- its life --------------------------------------------------------------------------------------------------
+
+    def up(self) -> Up:
+        """Start the box and return when a command has run in its guest; one that is up already is left as it is."""
+        from vmimagemanager.boxes import life
+
+        with self._operation("up") as (record, entry):
+            result = life.up(self._site, record)
+            entry.phases |= result.phases
+            entry.facts |= {"started": result.started, "first-boot": result.first_boot, "channel": result.channel.value}
+            if result.started:
+                self._run_hooks(record, Moment.AFTER_UP)
+            return result
+
+    def down(self) -> Down:
+        """Shut the box down cleanly, and by force at its time limit; the result says which."""
+        from vmimagemanager.boxes import life
+
+        with self._operation("down") as (record, entry):
+            if self._site.domain(self.name) is not None:
+                self._run_hooks(record, Moment.BEFORE_DOWN)
+            self.disconnect()
+            result = life.down(self._site, record)
+            entry.facts["forced"] = result.forced
+            return result
+
+    def kill(self) -> bool:
+        """Power the box off at once; return whether it ran."""
+        from vmimagemanager.boxes import life
+
+        with self._operation("kill") as (record, _):
+            self.disconnect()
+            return life.kill(self._site, record)
+
+    def reset(self) -> None:
+        """Throw disk and memory away: the box is off, and back to its image.  Snapshots stay."""
+        from vmimagemanager.boxes import life
+
+        with self._operation("reset") as (record, _):
+            self.disconnect()
+            life.reset(self._site, record)
+
+    def update(self, settings: BoxSettings) -> Changed:
+        """Apply changed settings; what a running guest cannot take waits for its next start or reset."""
+        from vmimagemanager.boxes import define
+
+        with self._operation("define --update") as (record, entry):
+            changed = define.update(self._site, record, settings)
+            entry.facts["changed"] = sorted(changed.keys)
+            return changed
+
+    def undefine(self, *, force: bool = False) -> None:
+        """Remove the box with its disk, keys and snapshots; a running one only by ``force``."""
+        from vmimagemanager.boxes import define
+
+        with self._operation("undefine") as (record, _):
+            self.disconnect()
+            define.undefine(self._site, record, force=force)
+
+    # -- its snapshots ---------------------------------------------------------------------------------------------
+
+    def snapshot(self, name: str, *, description: str = "") -> Taken:
+        """Take a snapshot with the best engine that fits; a running box goes on running, its SSH sessions end."""
+        from vmimagemanager import snapshots
+        from vmimagemanager.boxes import life
+        from vmimagemanager.guest.repair import new_token
+
+        names.snapshot_name(name)
+        with self._operation("snapshot") as (record, entry):
+            subject, domain = life.subject(self._site, record), self._settled(record)
+            if domain is not None:
+                self._run_hooks(record, Moment.BEFORE_SNAPSHOT)
+            self.disconnect()
+            taken = snapshots.take(subject, domain, name, token=new_token(), owner=owner(), description=description)
+            entry.phases |= taken.phases
+            entry.facts |= {"snapshot": name, "engine": taken.engine.value}
+            if domain is not None:
+                self._run_hooks(record, Moment.AFTER_SNAPSHOT)
+            return taken
+
+    def restore(self, name: str) -> Restored:
+        """Put the box back to a snapshot; return when the guest is proven to be it, and its clock is right again."""
+        from vmimagemanager import snapshots
+        from vmimagemanager.boxes import life
+        from vmimagemanager.guest.repair import new_token
+
+        names.snapshot_name(name)
+        with self._operation("restore") as (record, entry):
+            self.disconnect()
+            domain = self._settled(record)
+            restored = snapshots.restore(life.subject(self._site, record), domain, name, next_token=new_token())
+            entry.phases |= restored.phases
+            entry.facts |= {"snapshot": name, "engine": restored.engine.value, "proven": restored.proven}
+            if restored.running:
+                self._run_hooks(record, Moment.AFTER_RESTORE)
+            return restored
+
+    def snapshots(self) -> tuple[Manifest, ...]:
+        """Return the box's snapshots, the oldest first."""
+        from vmimagemanager import snapshots
+
+        self._record()
+        return snapshots.listing(self._site.state.box(self.name))
+
+    def remove_snapshot(self, name: str) -> None:
+        """Remove a snapshot; the box and other snapshots that stand on its disk keep what they need of it."""
+        from vmimagemanager import snapshots
+
+        names.snapshot_name(name)
+        with self._operation("snapshot-remove") as (record, entry):
+            entry.facts["snapshot"] = name
+            snapshots.remove(self._site.state.box(record.name), name)
+
+    # -- its guest -------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | BinaryIO = b"",
+        limit: timedelta | None = None,
+        check: bool = True,
+        stdout: Callable[[bytes], object] | None = None,
+        stderr: Callable[[bytes], object] | None = None,
+    ) -> Result:
+        """Run a program in the guest; each word of ``argv`` arrives there as it is.
+
+        Raises CommandFailedError when it ends with another status than 0, unless ``check`` is false.
+        """
+        with self._operation("run", log=False) as (record, _):
+            session = self._connected(record)
+            result = session.run(argv, stdin=stdin, limit=limit, stdout=stdout, stderr=stderr)
+            return result.check() if check else result
+
+    def script(
+        self,
+        text: str,
+        *,
+        limit: timedelta | None = None,
+        check: bool = True,
+        stdout: Callable[[bytes], object] | None = None,
+        stderr: Callable[[bytes], object] | None = None,
+    ) -> Result:
+        """Run a script in the guest: by sh, or by what its first line ``#!…`` names.
+
+        Raises CommandFailedError when it ends with another status than 0, unless ``check`` is false.
+        """
+        from vmimagemanager.boxes.hooks import script_line
+
+        with self._operation("script", log=False) as (record, _):
+            session = self._connected(record)
+            result = session.shell(script_line(), stdin=text.encode(), limit=limit, stdout=stdout, stderr=stderr)
+            return result.check() if check else result
+
+    def put(self, source: str | Path, target: str | PurePosixPath) -> int:
+        """Copy a file or a folder into the guest; return the bytes of its files."""
+        from vmimagemanager.guest import transfer
+
+        with self._operation("put", log=False) as (record, _):
+            return transfer.put(self._connected(record), Path(source), PurePosixPath(target))
+
+    def get(self, source: str | PurePosixPath, target: str | Path) -> int:
+        """Copy a file or a folder out of the guest; return the bytes of its files."""
+        from vmimagemanager.guest import transfer
+
+        with self._operation("get", log=False) as (record, _):
+            return transfer.get(self._connected(record), PurePosixPath(source), Path(target))
+
+    @contextmanager
+    def trap(self, baseline: str | Path) -> Iterator[Trap]:
+        """Look at the packages before and after the block; ``.verdict`` says what the baseline does not accept."""
+        from vmimagemanager.trap.block import Trap
+
+        trap = Trap(Path(baseline), self._probe)
+        trap.begin()
+        yield trap
+        trap.end()
+
+    def ssh_command(self) -> tuple[str, ...]:
+        """Return the words that run OpenSSH's client on this box, with its key, host key, address and user."""
+        from vmimagemanager import keys
+        from vmimagemanager.boxes import reach
+
+        record = self._record()
+        folder = self._site.state.box(self.name)
+        access = reach.access(reach.running_domain(self._site, record), record, folder)
+        options = {
+            "UserKnownHostsFile": str(folder.keys / "known_hosts"),
+            "HostKeyAlias": keys.host_alias(self.name),
+            "StrictHostKeyChecking": "yes",
+            "IdentitiesOnly": "yes",
+            "LogLevel": "ERROR",
+        }
+        words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+        return (
+            "ssh",
+            "-F",
+            "none",
+            "-i",
+            str(access.key),
+            *words,
+            "-p",
+            str(access.port),
+            f"{access.user}@{access.host}",
+        )
+
+    def console_command(self) -> tuple[str, ...]:
+        """Return the words that connect a terminal to the guest's serial console."""
+        from vmimagemanager.boxes import reach
+
+        reach.running_domain(self._site, self._record())
+        return ("virsh", "-q", "-c", self._site.hypervisor.uri, "console", "--force", self.name)
+
+    def console_log(self) -> bytes:
+        """Return what the guest has printed on its serial console since it was started from its disk."""
+        self._record()
+        path = self._site.state.box(self.name).console_log
+        return path.read_bytes() if path.exists() else b""
+
+    # -- what is known about it ------------------------------------------------------------------------------------
+
+    def show(self) -> Status:
+        """Return what is known about the box, from its record and from libvirt."""
+        from vmimagemanager import keys, snapshots
+        from vmimagemanager.boxes import reach
+
+        record = self._record()
+        folder = self._site.state.box(self.name)
+        domain = self._site.domain(self.name)
+        ssh = None
+        if domain is not None:
+            with suppress(VmimError):
+                access = reach.access(domain, record, folder)
+                ssh = (access.host, access.port)
+        asked = self._site.configuration.box(self.name).to_record()
+        frozen = record.settings.to_record()
+        tables = self._site.configuration.box_tables.get(self.name, {})
+        return Status(
+            name=self.name,
+            state=domain.state().value if domain is not None else "off",
+            image=record.image,
+            settings=record.settings,
+            accelerator=record.accelerator.value,
+            accelerator_reason=record.accelerator_reason,
+            created=record.created,
+            owner=record.owner,
+            adopted=record.adopted,
+            snapshot=snapshots.standing_on(folder),
+            leased_by=self._leases.holder(self.name),
+            held_by=self._leases.hold(self.name),
+            ssh=ssh,
+            host_key=keys.parse_line(reach.host_key(folder)).fingerprint,
+            drift=tuple(key for key in tables if asked.get(key) != frozen.get(key)),
+        )
+
+    def logs(self) -> tuple[Operation, ...]:
+        """Return what was done to the box, the oldest first."""
+        from vmimagemanager.boxes.operations import history
+
+        self._record()
+        return history(self._site.state.box(self.name))
+
+    # -- the right to it -------------------------------------------------------------------------------------------
+
+    def lock(self, length: timedelta, reason: str = "") -> Hold:
+        """Keep the box across processes: a hold of this owner for ``length``."""
+        with self._operation("lock") as (_, entry):
+            hold = self._leases.keep(self.name, length, reason)
+            entry.facts |= {"until": hold.until.isoformat(), "reason": reason}
+            return hold
+
+    def unlock(self, *, force: bool = False) -> Hold | None:
+        """End the hold; somebody else's only by ``force``."""
+        self._record()
+        return self._leases.release(self.name, force=force)
+
+    def disconnect(self) -> None:
+        """End the SSH connection that is kept between commands; the next command makes a new one."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def release(self) -> None:
+        """End the connection and the lease."""
+        self.disconnect()
+        if self._lease is not None:
+            self._lease.release()
+
+    def __enter__(self) -> Box:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _record(self) -> BoxRecord:
+        return self._site.record(self.name)
+
+    def _settled(self, record: BoxRecord) -> Domain | None:
+        from vmimagemanager import snapshots
+        from vmimagemanager.boxes import life
+
+        snapshots.settle(life.subject(self._site, record), self._site.domain(self.name))
+        return self._site.domain(self.name)
+
+    @contextmanager
+    def _operation(self, verb: str, *, log: bool = True) -> Iterator[tuple[BoxRecord, Entry]]:
+        from vmimagemanager.boxes import operations
+
+        self._record()  # a box that does not exist leaves no lock behind
+        lease = self._lease
+        if lease is None or not lease.active:
+            lease = self._leases.acquire(self.name, self._wait, notice=self.notice)
+        try:
+            record = self._record()
+            if log:
+                with operations.logged(self._site.state.box(self.name), verb) as entry:
+                    yield record, entry
+            else:
+                yield record, operations.Entry()
+        finally:
+            if lease is not self._lease:
+                lease.release()
+
+    def _connected(self, record: BoxRecord) -> Session:
+        from vmimagemanager.boxes import reach
+
+        if self._session is None or not self._session.alive:
+            self._session = reach.open_session(
+                reach.running_domain(self._site, record), record, self._site.state.box(self.name)
+            )
+        return self._session
+
+    def _probe(self, text: str) -> bytes:
+        with self._operation("probe", log=False) as (record, _):
+            return self._connected(record).run(["sh", "-s"], stdin=text.encode()).check().stdout
+
+    def _run_hooks(self, record: BoxRecord, moment: Moment) -> None:
+        from vmimagemanager.boxes.hooks import run_hooks
+
+        if self.hooks:
+            run_hooks(self._site, record, moment, self._site.domain(self.name))

@@ -1,0 +1,1 @@
+"""One file per thing that is done to a box."""

@@ -1,0 +1,283 @@
+"""Defining, changing, taking over and undefining boxes."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vmimagemanager import disks, keys
+from vmimagemanager.boxes.reach import HOST, LOGIN
+from vmimagemanager.boxes.record import BoxRecord
+from vmimagemanager.boxes.site import Site
+from vmimagemanager.config import BoxSettings, Moment, Place
+from vmimagemanager.durable import make_folder, publish, remove_tree, replace_file
+from vmimagemanager.errors import BoxError, ConfigError, ForeignDomainError, ImageError
+from vmimagemanager.hypervisor import accelerator, launch
+from vmimagemanager.hypervisor.connection import require_ownership
+from vmimagemanager.hypervisor.domainxml import Boot, DomainXml, Parts
+from vmimagemanager.images import Image
+from vmimagemanager.leases import owner
+from vmimagemanager.names import box_name
+from vmimagemanager.state import BoxFolder, staged_folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """What ``define --update`` changed: keys with their old and new values, and what they still wait for."""
+
+    keys: Mapping[str, tuple[object, object]]
+    waits_for: str
+
+
+def define(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
+    """Make a new box, switched off.  On failure nothing of it is left.
+
+    Raises BoxError when there is one of that name, ImageError without its image, ForeignDomainError when libvirt has a
+    domain of that name that is not ours, ConfigError for XML or a stylesheet that cannot be used.
+    """
+    box_name(name)
+    if site.state.box(name).record.exists():
+        raise BoxError(
+            f"There is a box '{name}' already.",
+            hint=f"Change it: vmimagemanager define --update {name}; or remove it: vmimagemanager undefine {name}",
+        )
+    _check_hooks(settings)
+    _take_away_leftover(site, name)
+    with site.images.locked():  # the image may not go while it is built upon
+        image = _image(site, name, settings)
+        choice = accelerator.choose(site.configuration.host.accelerator.value, site.state.cache)
+        record = BoxRecord(
+            name=name,
+            uuid=str(uuid.uuid4()),
+            mac=_new_mac(),
+            image=image.address,
+            digests=dict(image.digests),
+            base=str(image.disk),
+            accelerator=choice.accelerator,
+            accelerator_reason=choice.reason,
+            adopted=False,
+            created=datetime.now(UTC).replace(microsecond=0),
+            owner=owner(),
+            settings=settings,
+        )
+        _make(site, record, _definition(site, record, image))
+    return record
+
+
+def adopt(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
+    """Make a box of an existing domain that is off: its disk becomes the read-only base of the box's overlay.
+
+    Raises BoxError when it runs or has no disk that can be stood on; the domain is then as it was.
+    """
+    box_name(name)
+    if site.state.box(name).record.exists():
+        raise BoxError(f"There is a box '{name}' already.", hint=f"vmimagemanager show {name}")
+    domain = site.hypervisor.find(name)
+    if domain is None:
+        raise BoxError(f"libvirt has no domain '{name}' to adopt.", hint="virsh list --all")
+    if domain.active:
+        raise BoxError(
+            f"The domain '{name}' runs: it can be adopted only when it is off.", hint=f"virsh shutdown {name}"
+        )
+    original = domain.definition(live=False)
+    if original.ownership is not None:
+        raise ForeignDomainError(
+            f"The domain '{name}' belongs to a box already, of '{original.ownership.state_directory}'."
+        )
+    files = original.disks()
+    if len(files) != 1 or not files[0].is_file():
+        raise BoxError(f"The domain '{name}' cannot be adopted: expected one disk in a file, found {len(files)} disks.")
+    _check_hooks(settings)
+    record = BoxRecord(
+        name=name,
+        uuid=original.uuid,
+        mac=original.mac or _new_mac(),
+        image="",
+        digests={},
+        base=str(files[0]),
+        accelerator=accelerator.Accelerator.KVM if original.uses_kvm else accelerator.Accelerator.TCG,
+        accelerator_reason="The adopted domain has it.",
+        adopted=True,
+        created=datetime.now(UTC).replace(microsecond=0),
+        owner=owner(),
+        settings=replace(settings, network=original.network or settings.network, ram=original.ram),
+    )
+    _make(site, record, _with_parts(site, record, original, Boot()), original=original)
+    return record
+
+
+def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
+    """Apply changed settings to a box; a running guest gets them at its next start, a new image at the next reset."""
+    _check_hooks(settings)
+    before, after = record.settings.to_record(), settings.to_record()
+    keys_changed = {
+        key: (before.get(key), after.get(key)) for key in sorted({*before, *after}) if before.get(key) != after.get(key)
+    }
+    folder = site.state.box(record.name)
+    if record.adopted:
+        changed = replace(record, settings=settings)
+        definition = _with_parts(site, changed, DomainXml.read(folder.adopted), Boot())
+        _store(site, changed, definition, folder)
+        return Changed(keys=keys_changed, waits_for="the next start" if site.domain(record.name) else "")
+    with site.images.locked():
+        image = _image(site, record.name, settings)
+        changed = replace(
+            record, settings=settings, image=image.address, base=str(image.disk), digests=dict(image.digests)
+        )
+        _store(site, changed, _definition(site, changed, image), folder)
+    if image.address != record.image:
+        keys_changed["image"] = (record.image, image.address)
+        return Changed(keys=keys_changed, waits_for="the next reset")
+    return Changed(keys=keys_changed, waits_for="the next start" if keys_changed and site.domain(record.name) else "")
+
+
+def undefine(site: Site, record: BoxRecord, *, force: bool = False) -> None:
+    """Remove a box with its domain, disk, keys and snapshots; an adopted domain gets its own definition back.
+
+    Raises BoxError when it runs and ``force`` is not given.
+    """
+    folder = site.state.box(record.name)
+    domain = site.hypervisor.domain(record.name, str(site.state.path))
+    if domain is not None:
+        if domain.active:
+            if not force:
+                raise BoxError(
+                    f"The box '{record.name}' runs.",
+                    hint=f"vmimagemanager down {record.name}, or undefine --force",
+                )
+            domain.end()
+        if record.adopted:
+            site.hypervisor.define(DomainXml.read(folder.adopted))
+        else:
+            domain.undefine()
+    with staged_folder(folder.path) as doomed:
+        folder.path.rename(doomed / record.name)
+    remove_tree(site.state.holds / f"{record.name}.toml")
+
+
+def ensure_defined(site: Site, record: BoxRecord) -> DomainXml:
+    """Return the box's definition, telling libvirt again where it has forgotten the domain."""
+    folder = site.state.box(record.name)
+    definition = DomainXml.read(folder.definition)
+    if site.hypervisor.domain(record.name, str(site.state.path)) is None:
+        site.hypervisor.define(definition)
+    return definition
+
+
+def blobs_in_use(site: Site) -> dict[str, Collection[str]]:
+    """Return the digests of the blobs that boxes stand on, each with the names of those boxes."""
+    users: dict[str, set[str]] = {}
+    for name in site.state.box_names():
+        folder = site.state.box(name)
+        digests = set(BoxRecord.read(folder).digests.values())
+        tops = [folder.overlay, *(folder.layers.iterdir() if folder.layers.is_dir() else ())]
+        for top in tops:
+            if top.exists():
+                digests |= {link.name for link in disks.chain(top)}
+        for digest in digests:
+            users.setdefault(digest, set()).add(name)
+    return {digest: tuple(sorted(names)) for digest, names in users.items()}
+
+
+def _image(site: Site, name: str, settings: BoxSettings) -> Image:
+    if settings.image is None:
+        raise ConfigError(
+            f"No image is given for the box '{name}'.",
+            hint=f"vmimagemanager define {name} --image debian-12; or set 'image' in the configuration",
+        )
+    image = site.images.get(settings.image)
+    if not image.disk.exists():
+        raise ImageError(
+            f"The image '{image.address}' is damaged: its disk is missing.", hint="vmimagemanager image list"
+        )
+    return image
+
+
+def _definition(site: Site, record: BoxRecord, image: Image) -> DomainXml:
+    settings = record.settings
+    if settings.xml is not None:
+        base = DomainXml.read(settings.xml)
+    else:
+        base = DomainXml.plain(ram=settings.ram, cpus=settings.cpus, accelerator=record.accelerator)
+    boot = Boot(kernel=image.kernel, initrd=image.initrd, command_line=image.command_line)
+    return _with_parts(site, record, base, boot)
+
+
+def _with_parts(site: Site, record: BoxRecord, base: DomainXml, boot: Boot) -> DomainXml:
+    folder = site.state.box(record.name)
+    if record.settings.xslt is not None:
+        base = base.transformed(record.settings.xslt)
+    parts = Parts(
+        name=record.name,
+        uuid=record.uuid,
+        state_directory=site.state.path,
+        disk=folder.overlay,
+        console_log=folder.console_log,
+        mac=record.mac,
+        network=record.settings.network,
+        boot=boot,
+    )
+    laid = base.with_parts(parts)
+    return laid if site.hypervisor.session else laid.with_owner(site.hypervisor.host.qemu_owner)
+
+
+def _make(site: Site, record: BoxRecord, definition: DomainXml, *, original: DomainXml | None = None) -> None:
+    target = site.state.box(record.name)
+    base = Path(record.base)
+    with staged_folder(target.path) as path:
+        path.chmod(0o711)
+        folder = BoxFolder(path)
+        for kind in (LOGIN, HOST):
+            keys.generate(folder.keys / kind, comment=f"vmimagemanager-{record.name}")
+        line = keys.parse_line((folder.keys / HOST / keys.PUBLIC).read_text())
+        keys.KnownHost(alias=keys.host_alias(record.name), keys=(line,)).write(folder.keys / "known_hosts")
+        disks.create_overlay(folder.overlay, base, backing_format=disks.detect_format(base) or "raw")
+        launch.give_to_qemu(site.hypervisor, folder.overlay)
+        for empty in (folder.snapshots, folder.layers):
+            make_folder(empty, mode=0o711)
+        replace_file(folder.definition, definition.text().encode(), mode=0o600)
+        if original is not None:
+            replace_file(folder.adopted, original.text().encode(), mode=0o600)
+        record.write(folder)
+        publish(path, target.path)
+    try:
+        _store(site, record, definition, target)
+    except BaseException:
+        remove_tree(target.path)
+        raise
+
+
+def _store(site: Site, record: BoxRecord, definition: DomainXml, folder: BoxFolder) -> None:
+    """Tell libvirt, and keep what it made of it: machine type, addresses and the like are frozen from here on."""
+    domain = site.hypervisor.define(definition)
+    replace_file(folder.definition, domain.definition(live=False).text().encode(), mode=0o600)
+    record.write(folder)
+
+
+def _take_away_leftover(site: Site, name: str) -> None:
+    domain = site.hypervisor.find(name)
+    if domain is None:
+        return
+    require_ownership(domain, name, str(site.state.path))
+    if domain.active:  # its box was removed by hand, without us
+        domain.end()
+    domain.undefine()
+
+
+def _check_hooks(settings: BoxSettings) -> None:
+    for hook in settings.hooks:
+        if hook.script is not None and not hook.script.is_file():
+            raise ConfigError(f"The hook script '{hook.script}' does not exist, or is not a file.")
+        if hook.moment is Moment.AFTER_DEFINE and hook.where is Place.GUEST:
+            raise ConfigError(
+                "A hook at 'after-define' cannot run in the guest, which is off then.", hint='Set where = "host".'
+            )
+
+
+def _new_mac() -> str:
+    # 52:54:00 is QEMU's prefix for locally administered addresses
+    return ":".join(["52", "54", "00", *(f"{byte:02x}" for byte in secrets.token_bytes(3))])

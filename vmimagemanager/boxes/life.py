@@ -1,0 +1,225 @@
+"""Up, down, kill and reset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from vmimagemanager import keys, snapshots
+from vmimagemanager.boxes.define import ensure_defined
+from vmimagemanager.boxes.reach import HOST, LOGIN, agent, attach, check_alive, console_tail, host_key
+from vmimagemanager.boxes.record import BoxRecord
+from vmimagemanager.boxes.site import Site
+from vmimagemanager.deadline import Deadline, Stopwatch
+from vmimagemanager.durable import translate_os_errors
+from vmimagemanager.errors import BoxError, DeadlineError, HypervisorError
+from vmimagemanager.guest.identity import Identity, give_identity
+from vmimagemanager.guest.readiness import Readiness, wait_until_ready
+from vmimagemanager.guest.repair import Proof, plant_and_repair
+from vmimagemanager.guest.result import Channel
+from vmimagemanager.hypervisor import launch
+from vmimagemanager.hypervisor.domain import Domain, DomainState
+from vmimagemanager.state import BoxFolder
+
+_IDENTITY_LIMIT = timedelta(seconds=20)
+_REPAIR_LIMIT = timedelta(seconds=15)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Up:
+    """A box that is up: whether it had to be started, whether it was its first boot, and the channel that proved it.
+
+    ``system`` is systemd's word for the guest's state (``running``, ``degraded``), ``boot_id`` its kernel's.
+    """
+
+    started: bool
+    first_boot: bool
+    channel: Channel
+    system: str
+    boot_id: str
+    phases: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Down:
+    """A box that is down: whether it had been up, and whether it had to be forced at the time limit."""
+
+    was_up: bool
+    forced: bool
+    seconds: float
+
+
+def up(site: Site, record: BoxRecord) -> Up:
+    """Start a box unless it runs, and return when a command has run in its guest.
+
+    At the first boot the guest gets its own key, host key and machine-id through the agent.  Raises DeadlineError or
+    GuestPanicError with the last console lines; the guest is left as it is, for `console` to look at.
+    """
+    folder = site.state.box(record.name)
+    ensure_defined(site, record)
+    watch = Stopwatch()
+    domain = site.domain(record.name)
+    snapshots.settle(subject(site, record), domain)
+    domain = _woken(site.domain(record.name))
+    started = domain is None
+    if domain is None:
+        domain = _boot(site, record, folder)
+        watch.lap("start")
+    deadline = Deadline(record.settings.boot_timeout)
+    readiness = _wait(domain, folder, deadline)
+    watch.lap("boot")
+    first_boot = readiness.machine_id != record.machine_id
+    if first_boot:
+        _identify(domain, record, folder)
+        watch.lap("identity")
+    return Up(
+        started=started,
+        first_boot=first_boot,
+        channel=Channel.AGENT,
+        system=readiness.system,
+        boot_id=readiness.boot_id,
+        phases=watch.phases,
+    )
+
+
+def down(site: Site, record: BoxRecord) -> Down:
+    """Shut a box down cleanly, and by force when it has not ended within its ``down-timeout``."""
+    domain = site.domain(record.name)
+    if domain is None:
+        return Down(was_up=False, forced=False, seconds=0.0)
+    watch = Stopwatch()
+    forced = not _shut_down(domain, Deadline(record.settings.down_timeout))
+    if forced:
+        domain.end()
+    site.state.box(record.name).ram.unlink(missing_ok=True)
+    return Down(was_up=True, forced=forced, seconds=watch.total)
+
+
+def kill(site: Site, record: BoxRecord) -> bool:
+    """Power a box off at once; return whether it ran."""
+    domain = site.domain(record.name)
+    if domain is not None:
+        domain.end()
+    site.state.box(record.name).ram.unlink(missing_ok=True)
+    return domain is not None
+
+
+def reset(site: Site, record: BoxRecord) -> None:
+    """Throw a box's disk and memory away: it is off, and back to its image; its snapshots stay."""
+    base = Path(record.base)
+    if not base.exists():
+        raise BoxError(
+            f"The box '{record.name}' cannot be reset: its base '{base}' is gone.", hint="vmimagemanager image list"
+        )
+    kill(site, record)
+    folder = site.state.box(record.name)
+    snapshots.renew_overlay(site.hypervisor, folder, base)
+    snapshots.sweep(folder)
+
+
+def subject(site: Site, record: BoxRecord) -> snapshots.Subject:
+    """Return the box as the snapshot engines see it."""
+    folder = site.state.box(record.name)
+
+    def plant(domain: Domain, token: str) -> Proof:
+        deadline = Deadline(_REPAIR_LIMIT)
+        agent(domain).wait(deadline, lambda: check_alive(domain, folder), detail=lambda: console_tail(folder))
+        return plant_and_repair(agent(domain), token, _REPAIR_LIMIT)
+
+    def boot() -> Domain:
+        domain = _boot(site, record, folder)
+        readiness = _wait(domain, folder, Deadline(record.settings.boot_timeout))
+        if readiness.machine_id != record.machine_id:
+            _identify(domain, record, folder)
+        return domain
+
+    def shut_down(domain: Domain) -> None:
+        if not _shut_down(domain, Deadline(record.settings.down_timeout)):
+            raise DeadlineError(
+                f"The guest of '{record.name}' did not shut down, so its disk cannot be kept cleanly.",
+                hint=f"vmimagemanager kill {record.name}",
+                waited_for="the guest to shut down",
+            )
+        folder.ram.unlink(missing_ok=True)
+
+    return snapshots.Subject(
+        hypervisor=site.hypervisor,
+        folder=folder,
+        engines=record.settings.engines,
+        plant=plant,
+        boot=boot,
+        shut_down=shut_down,
+        attach=lambda domain: attach(domain, record),
+    )
+
+
+def _boot(site: Site, record: BoxRecord, folder: BoxFolder) -> Domain:
+    definition = ensure_defined(site, record)
+    with translate_os_errors("remove", folder.console_log):
+        folder.console_log.unlink(missing_ok=True)
+    ram = None
+    if launch.ram_may_be_a_file(site.hypervisor):
+        ram = launch.new_ram_file(site.hypervisor, folder.ram, definition)
+    try:
+        domain = launch.boot(site.hypervisor, definition, ram)
+    except BaseException:
+        folder.ram.unlink(missing_ok=True)
+        raise
+    attach(domain, record)
+    return domain
+
+
+def _woken(domain: Domain | None) -> Domain | None:
+    """Resume a guest that is paused; one that waits for a memory that will never come, or crashed, is ended."""
+    if domain is None or domain.state() is DomainState.RUNNING:
+        return domain
+    if domain.state() is DomainState.PAUSED:
+        try:
+            if domain.monitor.command("query-status")["status"] != "inmigrate":
+                domain.resume()
+                return domain
+        except HypervisorError:
+            domain.end()
+            return None
+    domain.end()
+    return None
+
+
+def _wait(domain: Domain, folder: BoxFolder, deadline: Deadline) -> Readiness:
+    try:
+        agent(domain).wait(deadline, lambda: check_alive(domain, folder))
+        return wait_until_ready(agent(domain), deadline)
+    except DeadlineError as error:
+        check_alive(domain, folder)
+        raise DeadlineError(
+            f"The guest of '{folder.name}' was not ready after {error.seconds:.0f} s: waited for {error.waited_for}.",
+            hint=f"Look at it: vmimagemanager console {folder.name}; or give it longer: --boot-timeout 5m",
+            detail=console_tail(folder),
+            waited_for=error.waited_for,
+            seconds=error.seconds,
+        ) from error
+
+
+def _identify(domain: Domain, record: BoxRecord, folder: BoxFolder) -> None:
+    private = folder.keys / HOST / keys.PRIVATE
+    with translate_os_errors("read", private):
+        content = private.read_bytes()
+    identity = Identity(
+        host_name=record.name.lower().replace("_", "-"),
+        user=record.settings.user,
+        machine_id=record.machine_id,
+        authorized_key=keys.load(folder.keys / LOGIN).public,
+        host_key=host_key(folder),
+        private_host_key=content,
+    )
+    give_identity(agent(domain), identity, _IDENTITY_LIMIT)
+
+
+def _shut_down(domain: Domain, deadline: Deadline) -> bool:
+    domain.ask_to_shut_down()
+    try:
+        deadline.wait_for("the guest to shut down", lambda: not domain.active)
+    except DeadlineError:
+        return False
+    return True

@@ -1,0 +1,130 @@
+"""Reaching the guest of a running box: its agent, its SSH, and whether there is still hope."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from vmimagemanager import keys
+from vmimagemanager.boxes.record import BoxRecord
+from vmimagemanager.boxes.site import Site
+from vmimagemanager.durable import translate_os_errors
+from vmimagemanager.errors import BoxError, GuestPanicError, GuestUnreachableError, SpaceError
+from vmimagemanager.guest.agent import Agent
+from vmimagemanager.guest.session import Access, Session
+from vmimagemanager.hypervisor.domain import Domain, DomainState
+from vmimagemanager.state import BoxFolder
+
+LOGIN, HOST = "login", "host"
+_PANIC = b"Kernel panic - not syncing"
+_QUOTED_LINES = 15
+_LOG_TAIL = 64 << 10
+_ADDRESS_LIMIT = timedelta(seconds=15)
+
+
+def running_domain(site: Site, record: BoxRecord) -> Domain:
+    """Return the box's domain, or raise BoxError that says how to start it."""
+    domain = site.domain(record.name)
+    if domain is None:
+        raise BoxError(f"The box '{record.name}' is off.", hint=f"vmimagemanager up {record.name}")
+    if domain.state() is DomainState.PAUSED:
+        refuse_paused_for_space(domain)
+        raise BoxError(f"The box '{record.name}' is paused.", hint=f"vmimagemanager up {record.name}")
+    return domain
+
+
+def refuse_paused_for_space(domain: Domain) -> None:
+    """Raise SpaceError when QEMU paused the guest because a write to its disk failed."""
+    if domain.paused_for_space():
+        raise SpaceError(
+            f"The guest of '{domain.name}' is paused: the host's disk is full.",
+            hint=f"Free some space, then go on: vmimagemanager up {domain.name}",
+        )
+
+
+def check_alive(domain: Domain, folder: BoxFolder) -> None:
+    """Raise GuestPanicError when the guest has stopped or panicked, SpaceError when the disk under it is full."""
+    state = domain.state()
+    if state is DomainState.RUNNING:
+        if _PANIC not in _console_bytes(folder):
+            return
+        what = "panicked"
+    elif state is DomainState.PAUSED:
+        refuse_paused_for_space(domain)
+        return
+    else:
+        what = "stopped by itself" if state is DomainState.OFF else "crashed"
+    raise GuestPanicError(
+        f"The guest of '{folder.name}' {what} while it was waited for.",
+        hint=f"vmimagemanager logs --console {folder.name}",
+        detail=console_tail(folder),
+    )
+
+
+def console_tail(folder: BoxFolder) -> str:
+    """Return the last lines that the guest printed on its serial console, without control characters."""
+    text = _console_bytes(folder).decode("utf-8", "replace")
+    lines = ["".join(character for character in line if character.isprintable()) for line in text.splitlines()]
+    return "\n".join([line for line in lines if line.strip()][-_QUOTED_LINES:])
+
+
+def access(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Access:
+    """Return how to reach the guest by SSH; raise GuestUnreachableError when it has no network or no address."""
+    if record.settings.network == "none":
+        raise GuestUnreachableError(
+            f"The box '{record.name}' has no network, so no SSH.", hint="Define it with a network: --network user"
+        )
+    if record.settings.network == "user":
+        port = domain.monitor.forwarded_ssh()
+        if port is None:
+            port = attach(domain, record)
+        host = "127.0.0.1"
+    else:
+        found = domain.addresses()
+        if not found:
+            raise GuestUnreachableError(
+                f"The guest of '{record.name}' has no address in the network '{record.settings.network}'.",
+                hint="Does that network have DHCP? 'vmimagemanager doctor' checks libvirt's networks.",
+            )
+        host, port = found[0], 22
+    return Access(
+        host=host,
+        port=port or 22,
+        user=record.settings.user,
+        key=folder.keys / LOGIN / keys.PRIVATE,
+        host_key=host_key(folder),
+    )
+
+
+def attach(domain: Domain, record: BoxRecord) -> int | None:
+    """Forward a port of 127.0.0.1 to a user-mode network's guest; return it, or None for another network."""
+    if record.settings.network != "user":
+        return None
+    device = domain.definition(live=True).user_network_device
+    return None if device is None else domain.monitor.forward_ssh(device, record.ssh_port)
+
+
+def host_key(folder: BoxFolder) -> str:
+    """Return the box's own public host key."""
+    path = folder.keys / HOST / keys.PUBLIC
+    with translate_os_errors("read", path):
+        return path.read_text().strip()
+
+
+def open_session(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Session:
+    """Connect to the guest by SSH."""
+    limit = record.settings.ssh_timeout
+    return Session.connect(access(domain, record, folder), limit, lambda: check_alive(domain, folder))
+
+
+def agent(domain: Domain) -> Agent:
+    return Agent(domain)
+
+
+def _console_bytes(folder: BoxFolder) -> bytes:
+    try:
+        with folder.console_log.open("rb") as stream:
+            stream.seek(0, 2)
+            stream.seek(max(0, stream.tell() - _LOG_TAIL))
+            return stream.read()
+    except OSError:  # nothing was printed yet, or virtlogd keeps it to itself
+        return b""

@@ -1,0 +1,90 @@
+"""What was decided when a box was defined; it changes only by ``define --update``."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from vmimagemanager import records
+from vmimagemanager.config import BoxSettings
+from vmimagemanager.errors import StateError
+from vmimagemanager.hypervisor.accelerator import Accelerator
+from vmimagemanager.state import BoxFolder
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxRecord:
+    """One box.
+
+    ``image`` is the address of a generation (empty for an adopted domain) and ``base`` the disk that the box stands on.
+    """
+
+    name: str
+    uuid: str
+    mac: str
+    image: str
+    digests: Mapping[str, str]
+    base: str
+    accelerator: Accelerator
+    accelerator_reason: str
+    adopted: bool
+    created: datetime
+    owner: str
+    settings: BoxSettings
+
+    @property
+    def machine_id(self) -> str:
+        """The guest's machine-id, which follows from the domain's UUID.
+
+        It is not that UUID itself: systemd would take that from the firmware unasked, and a guest whose machine-id is
+        this one is therefore one that we have given its identity.
+        """
+        return uuid.uuid5(uuid.UUID(self.uuid), "machine-id").hex
+
+    @property
+    def ssh_port(self) -> int:
+        """The port of 127.0.0.1 that is tried first: the same for a box at each start, as long as it is free."""
+        return 20000 + uuid.UUID(self.uuid).int % 12000
+
+    def write(self, folder: BoxFolder) -> None:
+        record = {
+            "name": self.name,
+            "uuid": self.uuid,
+            "mac": self.mac,
+            "image": self.image,
+            "base": self.base,
+            "accelerator": self.accelerator.value,
+            "accelerator-reason": self.accelerator_reason,
+            "adopted": self.adopted,
+            "created": self.created,
+            "owner": self.owner,
+            "digests": dict(self.digests),
+            "settings": self.settings.to_record(),
+        }
+        records.write(folder.record, record, version=FORMAT)
+
+    @classmethod
+    def read(cls, folder: BoxFolder) -> BoxRecord:
+        """Read a box's record; raise StateError when it is damaged."""
+        record = records.read(folder.record, version=FORMAT)
+        try:
+            return cls(
+                name=record["name"],
+                uuid=record["uuid"],
+                mac=record["mac"],
+                image=record["image"],
+                base=record["base"],
+                accelerator=Accelerator(record["accelerator"]),
+                accelerator_reason=record["accelerator-reason"],
+                adopted=record["adopted"],
+                created=record["created"],
+                owner=record["owner"],
+                digests=record["digests"],
+                settings=BoxSettings.from_record(record["settings"], source=str(folder.record)),
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise StateError(f"The record '{folder.record}' is damaged: {error}.") from error

@@ -1,0 +1,153 @@
+"""Disk images through qemu-img: overlays, inspection, conversion, checking.
+
+The one owner of ``qemu-img``.  An image that somebody handed us is inspected by its own header first
+(`refuse_outside_files`): qemu-img would open whatever other file of the host it names.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from vmimagemanager import process
+from vmimagemanager.durable import translate_os_errors
+from vmimagemanager.errors import ImageError, SpaceError, ToolError
+from vmimagemanager.units import Size
+
+_LIMIT = timedelta(minutes=2)
+_LONG_LIMIT = timedelta(hours=1)
+_MAGIC = b"QFI\xfb"
+_EXTERNAL_DATA = 1 << 2
+_CLEAN, _CORRUPT, _LEAKS, _NOT_CHECKABLE = 0, 2, 3, 63
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskInfo:
+    """What an image says of itself: sizes as the guest sees them and as they are on disk, and the next of its chain."""
+
+    format: str
+    virtual_size: Size
+    actual_size: Size
+    backing: Path | None
+
+
+def create_overlay(path: Path, backing: Path, *, backing_format: str = "qcow2", size: Size | None = None) -> None:
+    """Make ``path`` a new, empty qcow2 overlay on ``backing``, as large as it or of ``size``.
+
+    Raises ImageError, SpaceError or ToolError; no overlay is left then.  An existing ``path`` is refused.
+    """
+    if path.exists():
+        raise ImageError(f"The overlay '{path}' exists already.")
+    if size is not None and size < (smallest := info(backing, disk_format=backing_format).virtual_size):
+        raise ImageError(f"A disk of {size} is too small for the image '{backing.name}', which needs {smallest}.")
+    words: list[str | Path] = ["-q", "-f", "qcow2", "-F", backing_format, "-b", backing.absolute(), path.absolute()]
+    if size is not None:
+        words.append(str(size.bytes))
+    try:
+        _qemu_img("create", *words, path=backing)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def info(path: Path, *, disk_format: str = "qcow2") -> DiskInfo:
+    """Inspect an image, which a running domain may have open; the files that it names are not followed."""
+    finished = _qemu_img("info", "--force-share", "-f", disk_format, "--output=json", path.absolute(), path=path)
+    facts = json.loads(finished.stdout)
+    backing = facts.get("full-backing-filename", facts.get("backing-filename"))
+    return DiskInfo(
+        format=str(facts["format"]),
+        virtual_size=Size(int(facts["virtual-size"])),
+        actual_size=Size(int(facts["actual-size"])),
+        backing=Path(backing) if backing is not None else None,
+    )
+
+
+def chain(path: Path) -> tuple[Path, ...]:
+    """Return an image of our own and all that it stands on, the top first."""
+    finished = _qemu_img(
+        "info", "--force-share", "--backing-chain", "-f", "qcow2", "--output=json", path.absolute(), path=path
+    )
+    return tuple(Path(link["filename"]) for link in json.loads(finished.stdout))
+
+
+def convert(source: Path, target: Path, *, source_format: str, target_format: str = "qcow2") -> None:
+    """Write what the guest sees in ``source`` to the new image ``target``: no chain, no internal snapshots, sparse.
+
+    Raises ImageError, SpaceError or ToolError; no ``target`` is left then.
+    """
+    formats = ["-f", source_format, "-O", target_format]
+    try:
+        _qemu_img("convert", "-q", *formats, source.absolute(), target.absolute(), path=source, limit=_LONG_LIMIT)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def check(path: Path) -> None:
+    """Raise ImageError when the structure of a qcow2 that nobody has open is damaged; leaked clusters are harmless."""
+    finished = _qemu_img("check", "-q", "-f", "qcow2", path.absolute(), path=path, limit=_LONG_LIMIT, check=False)
+    if finished.status in (_CLEAN, _LEAKS, _NOT_CHECKABLE):
+        return
+    with _image_errors(path):
+        raise process.failure(finished)
+
+
+def detect_format(path: Path) -> str | None:
+    """Return 'qcow2' when the file begins like one, else None: a raw image cannot be told from anything else."""
+    return "qcow2" if _head(path).startswith(_MAGIC) else None
+
+
+def refuse_outside_files(path: Path) -> None:
+    """Raise ImageError when a qcow2 names a backing or a data file; its header is read without qemu-img."""
+    head = _head(path)
+    if not head.startswith(_MAGIC) or len(head) < 72:
+        raise ImageError(f"'{path}' is not a qcow2 image.")
+    version, backing_offset = struct.unpack_from(">IQ", head, 4)
+    if backing_offset:
+        raise ImageError(
+            f"The image '{path}' has a backing file, which is not followed.",
+            hint=f"Make it stand alone first: qemu-img convert -O qcow2 '{path}' OUTPUT",
+        )
+    if version >= 3 and len(head) >= 80 and struct.unpack_from(">Q", head, 72)[0] & _EXTERNAL_DATA:
+        raise ImageError(
+            f"The image '{path}' keeps its data in another file, which is not followed.",
+            hint=f"Make it stand alone first: qemu-img convert -O qcow2 '{path}' OUTPUT",
+        )
+
+
+def _head(path: Path) -> bytes:
+    with translate_os_errors("read", path), path.open("rb") as stream:
+        return stream.read(104)
+
+
+def _qemu_img(
+    verb: str, *words: str | Path, path: Path, limit: timedelta = _LIMIT, check: bool = True
+) -> process.Finished:
+    program = process.require("qemu-img", package="qemu-utils")
+    with _image_errors(path):
+        return process.run([program, verb, *words], limit=limit, check=check)
+
+
+@contextmanager
+def _image_errors(path: Path) -> Iterator[None]:
+    # qemu-img ends with status 1 whatever went wrong: only its words tell a full disk from a damaged image.
+    try:
+        yield
+    except ToolError as error:
+        if error.status is None:
+            raise
+        if "No space left on device" in error.detail:
+            raise SpaceError(
+                f"The disk is full: qemu-img could not write beside '{path}'.", detail=error.detail
+            ) from error
+        if not path.exists():
+            raise ImageError(f"The disk image '{path}' does not exist.", detail=error.detail) from error
+        raise ImageError(
+            f"The disk image '{path}' is damaged, of another format, or may not be read.", detail=error.detail
+        ) from error

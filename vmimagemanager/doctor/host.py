@@ -1,0 +1,78 @@
+"""The host itself: who the caller is, and the disk and memory that are left."""
+
+from __future__ import annotations
+
+import grp
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from vmimagemanager.config.settings import DEFAULT_RAM
+from vmimagemanager.doctor.check import Check, as_root, failure, ok, warning
+from vmimagemanager.durable import free_space
+from vmimagemanager.hypervisor import accelerator
+from vmimagemanager.locks import user_name
+from vmimagemanager.units import Size
+
+LIBVIRT_GROUP, KVM_GROUP = "libvirt", "kvm"
+MEMORY = Path("/proc/meminfo")
+_LITTLE_DISK, _NO_DISK = Size(5 << 30), Size(1 << 30)
+_LITTLE_MEMORY = Size(1 << 30)
+
+
+def group_checks(uri: str, *, system: bool) -> Iterator[Check]:
+    """Say whether an ordinary user is in the groups that its way to libvirt needs; of root, say nothing."""
+    if os.geteuid() == 0:
+        return
+    needed = []
+    if system and not in_group(LIBVIRT_GROUP):
+        needed.append((LIBVIRT_GROUP, f"'{uri}' and its state directory are shared by that group"))
+    device = accelerator.DEVICE
+    if not system and device.exists() and not os.access(device, os.R_OK | os.W_OK) and not in_group(KVM_GROUP):
+        needed.append((KVM_GROUP, f"{device} can be used by that group"))
+    for group, reason in needed:
+        yield warning("groups", f"'{user_name()}' is not in the group '{group}', and {reason}.", to_join(group))
+    if not needed:
+        yield ok("groups", f"'{user_name()}' is in the groups that it needs for '{uri}'.")
+
+
+def in_group(name: str) -> bool:
+    """Say whether this process is in a group; one that was joined after the login does not count yet."""
+    try:
+        return grp.getgrnam(name).gr_gid in {os.getegid(), *os.getgroups()}
+    except KeyError:
+        return False
+
+
+def to_join(group: str) -> str:
+    """Return the command that lets the caller into a group, and says that it counts from the next login on."""
+    return f"{as_root(f'usermod -aG {group} {user_name()}')}  # then log in again"
+
+
+def disk_checks(folder: Path) -> Iterator[Check]:
+    """Say how much may still be written where the state directory is, or will be."""
+    free = free_space(folder)
+    message = f"{free.human()} are free in the file system of '{folder}'"
+    if free < _NO_DISK:
+        yield failure("disk", f"{message}, which does not suffice for a box.", "vmimagemanager image list")
+    elif free < _LITTLE_DISK:
+        yield warning("disk", f"{message}, which is little: an image needs 2 GiB.", "vmimagemanager image list")
+    else:
+        yield ok("disk", f"{message}.")
+
+
+def memory_checks() -> Iterator[Check]:
+    """Say how much memory programs can still get."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", MEMORY.read_text(), re.MULTILINE)
+    if found is None:
+        yield warning("memory", f"'{MEMORY}' does not say how much memory is available.")
+        return
+    free = Size(int(found[1]) << 10)
+    message = f"{free.human()} of memory are available"
+    if free < DEFAULT_RAM:
+        yield failure("memory", f"{message}, less than the {DEFAULT_RAM} of one box.", "vmimagemanager list --used")
+    elif free < _LITTLE_MEMORY:
+        yield warning("memory", f"{message}, which is little.", "vmimagemanager list --used")
+    else:
+        yield ok("memory", f"{message}.")

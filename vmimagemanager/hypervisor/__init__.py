@@ -1,0 +1,1 @@
+"""libvirt and QEMU: the only room that imports ``libvirt`` and ``lxml``."""

@@ -1,0 +1,159 @@
+"""The connection to libvirt, and the domains on it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from types import TracebackType
+from urllib.parse import urlsplit
+
+import libvirt
+from lxml import etree
+
+from vmimagemanager.errors import DomainNotFoundError, ForeignDomainError, HypervisorError
+from vmimagemanager.hypervisor.domain import Domain
+from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.hypervisor.translate import silence_libvirt, translated
+
+# With these drivers in force, QEMU may open only the files that libvirt itself names.
+CONFINING = ("apparmor", "selinux")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What libvirt says of its host: versions as ``9.0.0``, security drivers, and the user that QEMU runs as."""
+
+    libvirt: str
+    qemu: str
+    security: tuple[str, ...]
+    qemu_owner: tuple[int, int] | None
+
+    @property
+    def confined_by(self) -> str | None:
+        """Return the security driver that confines QEMU to the files that libvirt names, or None."""
+        return next((driver for driver in self.security if driver in CONFINING), None)
+
+
+def default_uri() -> str:
+    """Return the URI that libvirt would choose: LIBVIRT_DEFAULT_URI, else the system's for root, else the session's."""
+    return os.environ.get("LIBVIRT_DEFAULT_URI") or ("qemu:///system" if os.geteuid() == 0 else "qemu:///session")
+
+
+class Hypervisor:
+    """An open connection.  All methods raise HypervisorError when libvirt refuses."""
+
+    def __init__(self, connection: libvirt.virConnect, uri: str) -> None:
+        self._connection = connection
+        self.uri = uri
+        self._host: Host | None = None
+
+    @classmethod
+    def connect(cls, uri: str) -> Hypervisor:
+        """Open a connection; raise HypervisorUnreachableError with the way to start the daemon when there is none."""
+        silence_libvirt()
+        with translated(f"connect to '{uri}'"):
+            return cls(libvirt.open(uri), uri)
+
+    @property
+    def session(self) -> bool:
+        """Whether this is the caller's own libvirt, which runs QEMU as the caller."""
+        return urlsplit(self.uri).path.strip("/") == "session"
+
+    @property
+    def host(self) -> Host:
+        if self._host is None:
+            with translated("describe its host"):
+                capabilities = etree.fromstring(self._connection.getCapabilities().encode())
+                versions = self._connection.getLibVersion(), self._connection.getVersion()
+            models = {
+                model.findtext("model", ""): model.findtext("baselabel[@type='kvm']", "")
+                for model in capabilities.iterfind("host/secmodel")
+            }
+            self._host = Host(
+                libvirt=_version(versions[0]),
+                qemu=_version(versions[1]),
+                security=tuple(models),
+                qemu_owner=_owner(models.get("dac", "")),
+            )
+        return self._host
+
+    def find(self, name: str) -> Domain | None:
+        """Return the domain ``name``, whoever owns it, or None."""
+        try:
+            with translated(f"look up the domain '{name}'"):
+                return Domain(self._connection.lookupByName(name))
+        except DomainNotFoundError:
+            return None
+
+    def domain(self, name: str, state_directory: str) -> Domain | None:
+        """Return the domain of our box ``name``, or None; raise ForeignDomainError when it is not ours."""
+        domain = self.find(name)
+        if domain is not None:
+            require_ownership(domain, name, state_directory)
+        return domain
+
+    def define(self, definition: DomainXml) -> Domain:
+        """Define or redefine a domain, validated against libvirt's schema."""
+        with translated("define the domain"):
+            return Domain(self._connection.defineXMLFlags(definition.text(), libvirt.VIR_DOMAIN_DEFINE_VALIDATE))
+
+    def start(self, definition: DomainXml, *, paused: bool = False) -> Domain:
+        """Start a guest from ``definition``; a persistent domain of that name keeps its own for the next start."""
+        with translated("start the domain"):
+            flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+            return Domain(self._connection.createXML(definition.text(), flags))
+
+    def restore(self, saved: str, definition: DomainXml) -> None:
+        """Bring a guest back from the file that `Domain.save` wrote."""
+        with translated("restore the domain"):
+            self._connection.restoreFlags(saved, definition.text(), libvirt.VIR_DOMAIN_SAVE_RUNNING)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all domains, ours or not."""
+        with translated("list its domains"):
+            return tuple(sorted(domain.name() for domain in self._connection.listAllDomains()))
+
+    def close(self) -> None:
+        try:
+            self._connection.close()
+        except libvirt.libvirtError:  # the daemon is gone: there is nothing left to close
+            return
+
+    def __enter__(self) -> Hypervisor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def require_ownership(domain: Domain, box: str, state_directory: str) -> None:
+    """Raise ForeignDomainError unless ``domain`` carries our metadata for this box of this state directory."""
+    ownership = domain.definition(live=False).ownership
+    if ownership is None:
+        raise ForeignDomainError(
+            f"The domain '{domain.name}' was not made by vmimagemanager, and is left alone.",
+            hint=f"Choose another name, or take it over: vmimagemanager adopt {domain.name}",
+        )
+    if (ownership.box, ownership.state_directory) != (box, state_directory):
+        raise ForeignDomainError(
+            f"The domain '{domain.name}' belongs to the box '{ownership.box}' of '{ownership.state_directory}', "
+            f"not of '{state_directory}', and is left alone.",
+            hint=f"vmimagemanager --state-dir {ownership.state_directory} show {ownership.box}",
+        )
+
+
+def _version(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def _owner(label: str) -> tuple[int, int] | None:
+    # libvirt writes "+64055:+107"
+    user, separator, group = label.replace("+", "").partition(":")
+    if not separator or (int(user), int(group)) == (os.geteuid(), os.getegid()):
+        return None
+    return int(user), int(group)
+
+
+__all__ = ["CONFINING", "Host", "Hypervisor", "HypervisorError", "default_uri", "require_ownership"]

@@ -1,0 +1,8 @@
+"""Base images: the content-addressed store, its manifests, and the recipes that build new generations."""
+
+from vmimagemanager.images.catalogue import RECIPES, Recipe
+from vmimagemanager.images.manifest import Image
+from vmimagemanager.images.progress import Progress
+from vmimagemanager.images.store import ImageStore
+
+__all__ = ["RECIPES", "Image", "ImageStore", "Progress", "Recipe"]

@@ -1,0 +1,191 @@
+"""The right to use a box.
+
+A *lease* is held by a process and dies with it: a lock on a file of the state directory.  A *hold* is a record with an
+owner, a reason and an end, which survives processes.  Who has a box's lease may use it while nobody else holds it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from vmimagemanager import records
+from vmimagemanager.deadline import Deadline
+from vmimagemanager.durable import remove_tree
+from vmimagemanager.errors import BoxHeldError, ConfigError, DeadlineError, LeaseError, StateError
+from vmimagemanager.locks import FileLock, Holder, user_name
+from vmimagemanager.state import StateDirectory
+from vmimagemanager.units import format_duration
+
+FORMAT = 1
+OWNER_VARIABLE = "VMIM_OWNER"
+_POLL = 0.02
+
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Who keeps a box, why, since when and until when (both with their zone)."""
+
+    owner: str
+    reason: str
+    since: datetime
+    until: datetime
+
+    @property
+    def over(self) -> bool:
+        return datetime.now(UTC) >= self.until
+
+    def __str__(self) -> str:
+        reason = f", for '{self.reason}'" if self.reason else ""
+        return f"{self.owner}{reason}, until {self.until.astimezone().isoformat(timespec='seconds')}"
+
+
+class Lease:
+    """The exclusive right to one box, until it is released or its process ends."""
+
+    def __init__(self, lock: FileLock, box: str) -> None:
+        self._lock = lock
+        self.box = box
+
+    @property
+    def active(self) -> bool:
+        return self._lock.held
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def owner() -> str:
+    """Return who this process acts for: ``VMIM_OWNER``, or else the user's login name."""
+    return os.environ.get(OWNER_VARIABLE) or user_name()
+
+
+class Leases:
+    """The leases and holds of one state directory."""
+
+    def __init__(self, state: StateDirectory) -> None:
+        self._state = state
+
+    def acquire(self, box: str, wait: timedelta, *, purpose: str = "", notice: Notice | None = None) -> Lease:
+        """Lease a box, waiting at most ``wait`` (not scaled) for whoever has it; ``notice`` is told whom.
+
+        Raises BoxHeldError when somebody else's hold lasts, LeaseError that names the holder when the time is over.
+        """
+        lock = self._lock(box, purpose)
+        deadline = Deadline(wait, scaled=False)
+        told: set[str] = set()
+
+        def taken() -> bool | None:
+            self._refuse_held(box)
+            if lock.try_acquire():
+                return True
+            holder = str(lock.holder() or "")
+            if holder and notice and holder not in told:
+                told.add(holder)
+                notice(f"Waiting for the box '{box}', which is leased by {holder}.")
+            return None
+
+        try:
+            deadline.wait_for(f"the lease of the box '{box}'", taken, every=_POLL)
+        except DeadlineError as error:
+            raise self._leased_error(box, lock.holder(), deadline.elapsed) from error
+        try:
+            self._refuse_held(box)  # a hold may have come while the lock was waited for
+        except BaseException:
+            lock.release()
+            raise
+        return Lease(lock, box)
+
+    def claim(self, boxes: Callable[[], Iterable[str]], wait: timedelta, *, purpose: str = "") -> Lease:
+        """Lease any one of ``boxes`` that is free: neither leased nor held, not even by this owner.
+
+        Raises LeaseError when none became free within ``wait`` (not scaled).
+        """
+
+        def first_free() -> Lease | None:
+            for box in boxes():
+                lock = self._lock(box, purpose)
+                if self.hold(box) is None and lock.try_acquire():
+                    if self.hold(box) is None:
+                        return Lease(lock, box)
+                    lock.release()
+            return None
+
+        try:
+            return Deadline(wait, scaled=False).wait_for("a free box", first_free, every=_POLL)
+        except DeadlineError as error:
+            raise LeaseError(
+                f"No box became free within {format_duration(wait)}.",
+                hint="'vmimagemanager list' shows who has which; --wait waits longer.",
+            ) from error
+
+    def holder(self, box: str) -> Holder | None:
+        """Return who leases a box now, or None."""
+        return self._lock(box, "").holder()
+
+    def hold(self, box: str) -> Hold | None:
+        """Return the hold on a box, or None when there is none or it is over."""
+        path = self._hold_path(box)
+        if not path.exists():
+            return None
+        try:
+            record = records.read(path, version=FORMAT)
+            hold = Hold(owner=record["owner"], reason=record["reason"], since=record["since"], until=record["until"])
+        except (KeyError, TypeError) as error:
+            raise StateError(f"The hold '{path}' is damaged: {error}.", hint=f"vmimagemanager unlock {box}") from error
+        except StateError:
+            if not path.exists():  # it was released between the look and the reading
+                return None
+            raise
+        return None if hold.over else hold
+
+    def keep(self, box: str, length: timedelta, reason: str) -> Hold:
+        """Put a hold of this owner on a box that the caller leases; an own one is replaced."""
+        if length <= timedelta(0):
+            raise ConfigError("A hold needs a length above zero, such as 2h.")
+        self._refuse_held(box)
+        now = datetime.now(UTC).replace(microsecond=0)
+        hold = Hold(owner=owner(), reason=reason, since=now, until=now + length)
+        record = {"owner": hold.owner, "reason": hold.reason, "since": hold.since, "until": hold.until}
+        records.write(self._hold_path(box), record, version=FORMAT)
+        return hold
+
+    def release(self, box: str, *, force: bool = False) -> Hold | None:
+        """Remove a hold and return it, or None when there was none; somebody else's only by ``force``."""
+        try:
+            hold = self.hold(box)
+        except StateError:  # damaged: unlocking is the way out
+            hold = None
+        if hold is not None and hold.owner != owner() and not force:
+            raise self._held_error(box, hold)
+        remove_tree(self._hold_path(box))
+        return hold
+
+    def _refuse_held(self, box: str) -> None:
+        hold = self.hold(box)
+        if hold is not None and hold.owner != owner():
+            raise self._held_error(box, hold)
+
+    def _held_error(self, box: str, hold: Hold) -> BoxHeldError:
+        return BoxHeldError(
+            f"The box '{box}' is held by {hold}.",
+            hint=f"Ask {hold.owner}, or take it: vmimagemanager unlock --force {box}",
+        )
+
+    def _leased_error(self, box: str, holder: Holder | None, seconds: float) -> LeaseError:
+        by = f"leased by {holder}" if holder is not None else "leased by somebody who has just released it"
+        return LeaseError(
+            f"The box '{box}' is {by}; waited {seconds:.1f} s for it.",
+            hint="Wait longer with --wait, or end that process: the lease ends with it.",
+        )
+
+    def _lock(self, box: str, purpose: str) -> FileLock:
+        return FileLock(self._state.locks / f"{box}.lock", purpose=purpose)
+
+    def _hold_path(self, box: str) -> Path:
+        return self._state.holds / f"{box}.toml"

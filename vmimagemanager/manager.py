@@ -1,0 +1,150 @@
+"""What users open: the boxes of one state directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from vmimagemanager import names
+from vmimagemanager.box import Box
+from vmimagemanager.config import BoxSettings, Configuration, Moment, load
+from vmimagemanager.leases import Lease, Leases
+from vmimagemanager.state import StateDirectory
+
+if TYPE_CHECKING:
+    from vmimagemanager.boxes.site import Site
+    from vmimagemanager.images import ImageStore
+
+
+class Manager:
+    """The boxes and images of one state directory; a context manager."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._leases = Leases(site.state)
+        self.hooks = True
+        self.wait = site.configuration.host.lease_wait
+        self.notice: Callable[[str], None] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        uri: str | None = None,
+        state_directory: str | Path | None = None,
+        config: str | Path | None = None,
+    ) -> Manager:
+        """Read the configuration and open the state directory, making it when it is new.
+
+        libvirt is connected to when it is first needed.  Raises ConfigError or StateError.
+        """
+        options = {"uri": uri, "state-dir": None if state_directory is None else str(state_directory)}
+        configuration = load(None if config is None else Path(config), host_options=options)
+        return cls.of(configuration)
+
+    @classmethod
+    def of(cls, configuration: Configuration) -> Manager:
+        """Open the state directory that a configuration names."""
+        from vmimagemanager.boxes.site import Site
+
+        host = configuration.host
+        shared = host.uri.split("?", maxsplit=1)[0].endswith("/system")
+        state = StateDirectory.open(host.state_dir, shared=shared)
+        return cls(Site(state=state, configuration=configuration))
+
+    @property
+    def configuration(self) -> Configuration:
+        return self._site.configuration
+
+    @property
+    def state_directory(self) -> Path:
+        return self._site.state.path
+
+    @property
+    def images(self) -> ImageStore:
+        return self._site.images
+
+    def remove_image(self, address: str) -> tuple[str, ...]:
+        """Remove an image (or one generation, ``debian-12:2``) that no box stands on; return what was removed."""
+        from vmimagemanager.boxes.define import blobs_in_use
+
+        removed, _ = self.images.remove(address, used_by=lambda: blobs_in_use(self._site))
+        return tuple(image.address for image in removed)
+
+    def boxes(self) -> tuple[str, ...]:
+        """Return the names of all boxes, sorted."""
+        return self._site.state.box_names()
+
+    def box(self, name: str) -> Box:
+        """Return a box, leased anew for each of its operations; raise BoxNotFoundError when there is none."""
+        self._site.record(names.box_name(name))
+        return self._box(name)
+
+    def define(self, name: str, settings: BoxSettings | None = None, *, adopt: bool = False) -> Box:
+        """Define a new box with ``settings``, by default those of the configuration, and return it, switched off.
+
+        With ``adopt`` it is made of the existing domain of that name.  Raises BoxError, ImageError, ConfigError or
+        ForeignDomainError, and HookError of a hook at after-define; nothing is left then.
+        """
+        from vmimagemanager.boxes import define
+        from vmimagemanager.boxes.hooks import run_hooks
+        from vmimagemanager.boxes.operations import logged
+
+        names.box_name(name)
+        lease = self._leases.acquire(name, self.wait, notice=self.notice)
+        try:
+            chosen = settings if settings is not None else self.configuration.box(name)
+            record = (define.adopt if adopt else define.define)(self._site, name, chosen)
+            try:
+                with logged(self._site.state.box(name), "adopt" if adopt else "define") as entry:
+                    entry.facts |= {"image": record.image, "accelerator": record.accelerator.value}
+                    if self.hooks:
+                        run_hooks(self._site, record, Moment.AFTER_DEFINE, None)
+            except BaseException:
+                define.undefine(self._site, record, force=True)
+                raise
+        finally:
+            lease.release()
+        return self._box(name)
+
+    def lease(self, name: str, *, wait: timedelta | None = None) -> Box:
+        """Return a box that nobody else can use until it is released or this process ends; a context manager.
+
+        Raises LeaseError that names the holder when it did not become free within ``wait``.
+        """
+        self._site.record(names.box_name(name))
+        lease = self._leases.acquire(name, self.wait if wait is None else wait, notice=self.notice)
+        return self._box(name, lease)
+
+    def claim(self, candidates: Iterable[str] | None = None, *, wait: timedelta | None = None) -> Box:
+        """Lease any box that is neither leased nor held, of ``candidates`` or of all; a context manager.
+
+        Raises LeaseError when none became free within ``wait``.
+        """
+        chosen = None if candidates is None else tuple(candidates)
+        for name in chosen or ():
+            self._site.record(names.box_name(name))
+        lease = self._leases.claim(
+            lambda: self.boxes() if chosen is None else chosen, self.wait if wait is None else wait
+        )
+        return self._box(lease.box, lease)
+
+    def close(self) -> None:
+        """Close the connection to libvirt."""
+        self._site.close()
+
+    def __enter__(self) -> Manager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _box(self, name: str, lease: Lease | None = None) -> Box:
+        box = Box(self._site, name, lease=lease, wait=self.wait, hooks=self.hooks)
+        box.notice = self.notice
+        return box

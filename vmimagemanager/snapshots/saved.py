@@ -1,0 +1,44 @@
+"""The saved engine: libvirt's own save and restore, with our overlays.  Portable; grows with the RAM in use."""
+
+from __future__ import annotations
+
+from vmimagemanager.config import Engine
+from vmimagemanager.errors import DomainNotFoundError
+from vmimagemanager.hypervisor import launch
+from vmimagemanager.hypervisor.domain import Domain
+from vmimagemanager.hypervisor.domainxml import DomainXml, RamFile
+from vmimagemanager.snapshots.subject import Subject
+from vmimagemanager.state import SnapshotFolder
+
+
+class SavedEngine:
+    kind = Engine.SAVED
+
+    def refusal(self, subject: Subject, domain: Domain) -> str | None:
+        blockers = domain.monitor.migration_blockers()
+        return f"QEMU cannot migrate the guest: {'; '.join(blockers)}." if blockers else None
+
+    def take(self, subject: Subject, domain: Domain, stage: SnapshotFolder) -> None:
+        # libvirt ends the guest when it has written all; until then, a failure leaves it running.
+        domain.save(stage.saved, self._definition(subject, domain.portable_definition()))
+
+    def finish(self, domain: Domain) -> None:
+        return
+
+    def bring_back(self, subject: Subject, snapshot: SnapshotFolder) -> Domain:
+        hypervisor, folder = subject.hypervisor, subject.folder
+        definition = DomainXml.read(snapshot.definition)
+        if launch.ram_may_be_a_file(hypervisor):
+            launch.new_ram_file(hypervisor, folder.ram, definition)
+        hypervisor.restore(str(snapshot.saved), self._definition(subject, definition))
+        domain = hypervisor.find(folder.name)
+        if domain is None:
+            raise DomainNotFoundError(f"libvirt restored the domain '{folder.name}', and it is not there.")
+        subject.attach(domain)
+        return domain
+
+    def _definition(self, subject: Subject, definition: DomainXml) -> DomainXml:
+        # A fresh RAM file of its own, mapped shared: the guest can have a live snapshot again.
+        if not launch.ram_may_be_a_file(subject.hypervisor):
+            return definition.with_ram_file(None)
+        return definition.with_ram_file(RamFile(path=subject.folder.ram, size=definition.ram, shared=True))

@@ -1,0 +1,348 @@
+"""Taking, restoring, finding and removing snapshots, whatever their engine.
+
+Disks are *layers*: the box's overlay is frozen by a second, read-only name in ``layers/``, and replaced by a new
+overlay on top.  An overlay that has two names is therefore one whose snapshot was interrupted; `settle` puts it right.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vmimagemanager import disks
+from vmimagemanager.config import Engine
+from vmimagemanager.deadline import Stopwatch
+from vmimagemanager.durable import fsync_path, make_folder, publish, remove_tree, replace_file, translate_os_errors
+from vmimagemanager.errors import SnapshotError, StateError, VmimError
+from vmimagemanager.hypervisor import launch
+from vmimagemanager.hypervisor.connection import Hypervisor
+from vmimagemanager.hypervisor.domain import Domain, DomainState
+from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.snapshots.disk import DiskEngine
+from vmimagemanager.snapshots.live import LiveEngine
+from vmimagemanager.snapshots.manifest import Manifest
+from vmimagemanager.snapshots.saved import SavedEngine
+from vmimagemanager.snapshots.subject import GuestProof, SnapshotEngine, Subject
+from vmimagemanager.state import BoxFolder, SnapshotFolder, staged_folder
+
+_log = logging.getLogger(__name__)
+
+_ENGINES: dict[Engine, SnapshotEngine] = {
+    Engine.LIVE: LiveEngine(),
+    Engine.SAVED: SavedEngine(),
+    Engine.DISK: DiskEngine(),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A snapshot that was taken: the engine, why no better one, and the seconds of each phase."""
+
+    name: str
+    engine: Engine
+    why_not: tuple[str, ...]
+    phases: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """A snapshot that was restored.
+
+    ``proven`` says that the guest showed the value that only the snapshot's memory holds (one that was off or had to be
+    booted has none); ``why_not`` says why a better engine was not used; ``phases`` are seconds.
+    """
+
+    name: str
+    engine: Engine
+    running: bool
+    proven: bool
+    why_not: tuple[str, ...]
+    phases: dict[str, float]
+
+
+def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owner: str, description: str) -> Taken:
+    """Snapshot a box; one that runs goes on running.  ``domain`` is None for a box that is off.
+
+    Raises SnapshotError when there is a snapshot of that name, or no engine could take it: the box is then as it was.
+    """
+    folder = subject.folder
+    if find_or_none(folder, name) is not None:
+        raise SnapshotError(
+            f"The box '{folder.name}' has a snapshot '{name}' already.",
+            hint=f"Choose another name, or remove it: vmimagemanager snapshot-remove {folder.name}@{name}",
+        )
+    make_folder(folder.snapshots)
+    watch = Stopwatch()
+    with staged_folder(folder.snapshots / name) as path:
+        path.chmod(0o711)
+        stage = SnapshotFolder(path)
+        definition = DomainXml.read(folder.definition) if domain is None else domain.portable_definition()
+        boot_id = ""
+        if domain is not None:
+            boot_id = subject.plant(domain, token).boot_id
+            watch.lap("plant")
+        parent = standing_on(folder)
+        engine, reasons = _engine_took(subject, domain, stage)
+        watch.lap("memory")
+        layer = secrets.token_hex(8)
+        _freeze(folder, layer)
+        plain = definition.with_ram_file(None)
+        replace_file(stage.definition, plain.text().encode(), mode=0o600)
+        host = subject.hypervisor.host
+        Manifest(
+            name=name,
+            engine=engine.kind,
+            created=datetime.now(UTC).replace(microsecond=0),
+            owner=owner,
+            description=description,
+            running=domain is not None,
+            layer=layer,
+            token=token if domain is not None and engine.kind is not Engine.DISK else "",
+            boot_id=boot_id,
+            parent=parent,
+            ram=plain.ram,
+            machine=plain.machine,
+            libvirt=host.libvirt,
+            qemu=host.qemu,
+            why_not=reasons,
+        ).write(stage)
+        publish(path, folder.snapshots / name)
+    watch.lap("disk")
+    if domain is not None:
+        engine.finish(domain)
+    _thaw(subject, layer)
+    if domain is not None:
+        continued = engine.bring_back(subject, folder.snapshot(name))
+        if engine.kind is not Engine.DISK:
+            _prove(subject, continued, token, name)
+        watch.lap("continue")
+    return Taken(name=name, engine=engine.kind, why_not=reasons, phases=watch.phases)
+
+
+def restore(subject: Subject, domain: Domain | None, name: str, *, next_token: str) -> Restored:
+    """Put a box back to a snapshot, whatever state it is in; return when that is proven and the guest repaired.
+
+    Raises SnapshotError when there is none of that name (nothing was touched then), or the guest that came up is not
+    it.  A live or saved snapshot whose memory cannot be brought back is booted from its disk, and ``why_not`` says so.
+    """
+    folder = subject.folder
+    manifest = find(folder, name)
+    snapshot = folder.snapshot(name)
+    _require_files(folder, snapshot, manifest)
+    watch = Stopwatch()
+    if domain is not None:
+        domain.end()
+        watch.lap("end")
+    _thaw(subject, manifest.layer)
+    watch.lap("overlay")
+    if not manifest.running:
+        return Restored(
+            name=name,
+            engine=manifest.engine,
+            running=False,
+            proven=False,
+            why_not=manifest.why_not,
+            phases=watch.phases,
+        )
+    engine, reasons = manifest.engine, manifest.why_not
+    try:
+        revived = _ENGINES[engine].bring_back(subject, snapshot)
+    except VmimError as error:
+        if engine is Engine.DISK:
+            raise
+        _log.warning("the %s snapshot '%s' cannot be brought back, booting its disk: %s", engine, name, error)
+        reasons = (*reasons, f"{engine}: {error}")
+        engine = Engine.DISK
+        _thaw(subject, manifest.layer)
+        revived = _ENGINES[engine].bring_back(subject, snapshot)
+    watch.lap("start")
+    if engine is not Engine.DISK:
+        _prove(subject, revived, manifest.token, name, next_token=next_token)
+        watch.lap("proof and repair")
+    return Restored(
+        name=name,
+        engine=engine,
+        running=True,
+        proven=engine is not Engine.DISK,
+        why_not=reasons,
+        phases=watch.phases,
+    )
+
+
+def find(folder: BoxFolder, name: str) -> Manifest:
+    """Return a snapshot; raise SnapshotError, with the names that there are, when there is none of that name."""
+    manifest = find_or_none(folder, name)
+    if manifest is None:
+        names = [one.name for one in listing(folder)]
+        known = f"It has: {', '.join(names)}." if names else f"Take one: vmimagemanager snapshot {folder.name}@{name}"
+        raise SnapshotError(f"The box '{folder.name}' has no snapshot '{name}'.", hint=known)
+    return manifest
+
+
+def find_or_none(folder: BoxFolder, name: str) -> Manifest | None:
+    snapshot = folder.snapshot(name)
+    return Manifest.read(snapshot) if snapshot.manifest.is_file() else None
+
+
+def listing(folder: BoxFolder) -> tuple[Manifest, ...]:
+    """Return a box's snapshots, the oldest first."""
+    if not folder.snapshots.is_dir():
+        return ()
+    with translate_os_errors("read", folder.snapshots):
+        names = [entry.name for entry in folder.snapshots.iterdir() if not entry.name.startswith(".")]
+    found = [manifest for name in names if (manifest := find_or_none(folder, name)) is not None]
+    return tuple(sorted(found, key=lambda manifest: (manifest.created, manifest.name)))
+
+
+def remove(folder: BoxFolder, name: str) -> None:
+    """Remove a snapshot; its disk stays as long as the box or another snapshot stands on it.
+
+    Raises SnapshotError when there is none of that name.
+    """
+    find(folder, name)
+    with staged_folder(folder.snapshots / name) as doomed, translate_os_errors("remove", folder.snapshots / name):
+        (folder.snapshots / name).rename(doomed / name)
+        fsync_path(folder.snapshots)
+    sweep(folder)
+
+
+def standing_on(folder: BoxFolder) -> str:
+    """Return the name of the snapshot that the box's disk stands on, or an empty text."""
+    backing = disks.info(folder.overlay).backing
+    for manifest in listing(folder):
+        if backing == folder.layer(manifest.layer):
+            return manifest.name
+    return ""
+
+
+def settle(subject: Subject, domain: Domain | None) -> None:
+    """Put right what a killed process left: half a snapshot is removed, a frozen overlay replaced by a new one."""
+    folder = subject.folder
+    _sweep_stages(folder)
+    layer = _layer_of_overlay(folder)
+    if layer is not None:
+        _log.warning("a snapshot of '%s' was interrupted: the box goes on from its disk", folder.name)
+        if domain is not None and domain.active:
+            domain.end()
+        _thaw(subject, layer)
+        sweep(folder)
+
+
+def sweep(folder: BoxFolder) -> None:
+    """Remove the layers that neither the box nor a snapshot stands on."""
+    if not folder.layers.is_dir():
+        return
+    tops = [folder.layer(manifest.layer) for manifest in listing(folder)]
+    if folder.overlay.exists():
+        tops.append(folder.overlay)
+    used = {link for top in tops for link in disks.chain(top)}
+    for layer in folder.layers.iterdir():
+        if layer not in used:
+            remove_tree(layer)
+
+
+def _engine_took(
+    subject: Subject, domain: Domain | None, stage: SnapshotFolder
+) -> tuple[SnapshotEngine, tuple[str, ...]]:
+    if domain is None:
+        return _ENGINES[Engine.DISK], ("The box is off: there is no memory to keep.",)
+    reasons: list[str] = []
+    for kind, engine in _ENGINES.items():
+        if kind not in subject.engines:
+            reasons.append(f"{kind}: The box's settings leave this engine out.")
+            continue
+        refusal = engine.refusal(subject, domain)
+        if refusal is None:
+            try:
+                engine.take(subject, domain, stage)
+                return engine, tuple(reasons)
+            except VmimError as error:
+                _empty(stage.path)
+                if domain.state() is not DomainState.RUNNING and kind is not Engine.DISK:
+                    raise
+                refusal = str(error)
+        reasons.append(f"{kind}: {refusal}")
+    raise SnapshotError(
+        f"No engine can snapshot the box '{subject.folder.name}'.",
+        detail="\n".join(reasons),
+        hint="The setting 'engines' says which may be used.",
+    )
+
+
+def _prove(subject: Subject, domain: Domain, token: str, name: str, *, next_token: str | None = None) -> GuestProof:
+    proof = subject.plant(domain, next_token if next_token is not None else secrets.token_hex(16))
+    if proof.token != token:
+        raise SnapshotError(
+            f"The guest of '{subject.folder.name}' runs, but it is not the snapshot '{name}': "
+            "the value kept in its memory is another one.",
+            hint=f"Restore it once more: vmimagemanager restore {subject.folder.name}@{name}",
+        )
+    return proof
+
+
+def _freeze(folder: BoxFolder, layer: str) -> None:
+    make_folder(folder.layers)
+    with translate_os_errors("freeze", folder.overlay):
+        os.link(folder.overlay, folder.layer(layer))
+        folder.overlay.chmod(0o444)
+    fsync_path(folder.overlay)
+    fsync_path(folder.layers)
+
+
+def _thaw(subject: Subject, layer: str) -> None:
+    renew_overlay(subject.hypervisor, subject.folder, subject.folder.layer(layer))
+
+
+def renew_overlay(hypervisor: Hypervisor, folder: BoxFolder, backing: Path) -> None:
+    """Give a box a new, empty overlay on ``backing``, in one rename; on failure it keeps the old one."""
+    staged = folder.overlay.with_name(f".{folder.overlay.name}.{os.getpid()}")
+    staged.unlink(missing_ok=True)
+    disks.create_overlay(staged, backing)
+    try:
+        launch.give_to_qemu(hypervisor, staged)
+        with translate_os_errors("replace", folder.overlay):
+            staged.replace(folder.overlay)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+def _layer_of_overlay(folder: BoxFolder) -> str | None:
+    if not folder.overlay.exists() or not folder.layers.is_dir():
+        return None
+    overlay = folder.overlay.stat()
+    if overlay.st_nlink < 2:
+        return None
+    return next((one.stem for one in folder.layers.iterdir() if one.stat().st_ino == overlay.st_ino), None)
+
+
+def _require_files(folder: BoxFolder, snapshot: SnapshotFolder, manifest: Manifest) -> None:
+    needed: Sequence[Path] = [folder.layer(manifest.layer), snapshot.definition]
+    if manifest.engine is Engine.LIVE:
+        needed = [*needed, snapshot.ram, snapshot.device_state]
+    elif manifest.engine is Engine.SAVED:
+        needed = [*needed, snapshot.saved]
+    for path in needed:
+        if not path.exists():
+            raise StateError(
+                f"The snapshot '{manifest.name}' of '{folder.name}' is damaged: '{path}' is missing.",
+                hint=f"vmimagemanager snapshot-remove {folder.name}@{manifest.name}",
+            )
+
+
+def _sweep_stages(folder: BoxFolder) -> None:
+    leftovers = [*folder.path.glob(".overlay.qcow2.*")]
+    if folder.snapshots.is_dir():
+        leftovers += [entry for entry in folder.snapshots.iterdir() if entry.name.startswith(".")]
+    for leftover in leftovers:
+        remove_tree(leftover)
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        remove_tree(entry)

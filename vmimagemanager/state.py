@@ -1,0 +1,204 @@
+"""The state directory: where everything lies.
+
+It is bound to one host, because domains, RAM files and device states are: another host is refused.  See
+``vmimagemanager-internals(7)`` for the whole tree.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmimagemanager import records
+from vmimagemanager.durable import make_folder, remove_tree, translate_os_errors
+from vmimagemanager.errors import StateError
+
+FORMAT = 1
+_SHARED_GROUP = "libvirt"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFolder:
+    """Where one snapshot's files lie; which of them exist depends on its engine."""
+
+    path: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.toml"
+
+    @property
+    def definition(self) -> Path:
+        return self.path / "domain.xml"
+
+    @property
+    def ram(self) -> Path:
+        return self.path / "ram"
+
+    @property
+    def device_state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def saved(self) -> Path:
+        return self.path / "saved"
+
+
+@dataclass(frozen=True, slots=True)
+class BoxFolder:
+    """Where one box's files lie."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def record(self) -> Path:
+        return self.path / "box.toml"
+
+    @property
+    def definition(self) -> Path:
+        return self.path / "domain.xml"
+
+    @property
+    def overlay(self) -> Path:
+        return self.path / "overlay.qcow2"
+
+    @property
+    def ram(self) -> Path:
+        return self.path / "ram"
+
+    @property
+    def keys(self) -> Path:
+        return self.path / "keys"
+
+    @property
+    def console_log(self) -> Path:
+        return self.path / "console.log"
+
+    @property
+    def operations_log(self) -> Path:
+        return self.path / "operations.log"
+
+    @property
+    def adopted(self) -> Path:
+        """The definition that an adopted domain had before."""
+        return self.path / "adopted.xml"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
+    def layers(self) -> Path:
+        """The frozen disks that snapshots are made of: a snapshot's name can go while others stand on its disk."""
+        return self.path / "layers"
+
+    def layer(self, name: str) -> Path:
+        return self.layers / f"{name}.qcow2"
+
+    def snapshot(self, name: str) -> SnapshotFolder:
+        return SnapshotFolder(self.snapshots / name)
+
+
+class StateDirectory:
+    """The state directory of one user, or of the whole system."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path, *, shared: bool) -> StateDirectory:
+        """Open the state directory, making it when it is new; ``shared`` ones belong to the group libvirt.
+
+        Raises StateError when it may not be used, or belongs to another host.
+        """
+        state = cls(path.absolute())
+        if not state._record.exists():
+            state._make(shared=shared)
+        record = records.read(state._record, version=FORMAT)
+        if record.get("host") != _host():
+            raise StateError(
+                f"The state directory '{state.path}' belongs to the host {record.get('host')!r}, not {_host()!r}.",
+                hint="Domains and memory cannot be carried over; use another one: --state-dir, or VMIM_STATE_DIR.",
+            )
+        return state
+
+    def box(self, name: str) -> BoxFolder:
+        return BoxFolder(self.boxes / name)
+
+    def box_names(self) -> tuple[str, ...]:
+        """Return the names of all boxes, sorted."""
+        if not self.boxes.is_dir():
+            return ()
+        with translate_os_errors("read", self.boxes):
+            return tuple(sorted(entry.name for entry in self.boxes.iterdir() if (entry / "box.toml").is_file()))
+
+    @property
+    def boxes(self) -> Path:
+        return self.path / "boxes"
+
+    @property
+    def holds(self) -> Path:
+        return self.path / "holds"
+
+    @property
+    def locks(self) -> Path:
+        """Where locks lie: here and not below $XDG_RUNTIME_DIR, so that all who share the state share its locks."""
+        return self.path / "locks"
+
+    @property
+    def cache(self) -> Path:
+        return self.path / "cache"
+
+    @property
+    def _record(self) -> Path:
+        return self.path / "state.toml"
+
+    def _make(self, *, shared: bool) -> None:
+        make_folder(self.path, mode=0o755)
+        if shared:
+            _share(self.path)
+        for folder in (self.boxes, self.holds, self.locks, self.cache):
+            make_folder(folder)
+            if shared:
+                _share(folder)
+        records.write(self._record, {"host": _host()}, version=FORMAT)
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """Yield a new hidden folder beside ``target``, and remove it if it is still there at the end."""
+    staged = make_folder(target.parent / f".{target.name}.{os.getpid()}", mode=0o755)
+    try:
+        yield staged
+    finally:
+        remove_tree(staged)
+
+
+def _host() -> str:
+    for path in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text:
+            return text
+    return socket.gethostname()
+
+
+def _share(folder: Path) -> None:
+    try:
+        group = grp.getgrnam(_SHARED_GROUP).gr_gid
+    except KeyError:
+        return
+    with translate_os_errors("share", folder):
+        os.chown(folder, -1, group)
+        folder.chmod(0o2775)
