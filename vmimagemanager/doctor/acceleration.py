@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vmimagemanager.config import Accelerator as Requested
 from vmimagemanager.config import HostSettings
-from vmimagemanager.doctor.access import READ, WRITE, Account, may
+from vmimagemanager.doctor.access import READ, WRITE, Account, is_folder, may
 from vmimagemanager.doctor.check import Check, as_root, failure, ok, warning
 from vmimagemanager.hypervisor import accelerator
 from vmimagemanager.hypervisor.accelerator import Accelerator
@@ -39,7 +39,7 @@ def device_of(account: Account, device: Path) -> Check:
 
 def _choice(settings: HostSettings) -> Check:
     cache = StateDirectory(settings.state_dir).cache
-    if cache.is_dir():
+    if is_folder(cache):
         choice = accelerator.choose("auto", cache)
     else:  # making the folder here would leave a state directory that is not one
         with tempfile.TemporaryDirectory() as folder:

@@ -67,7 +67,12 @@ def granted(account: Account, owner: tuple[int, int], entries: list[Entry], want
 def folders_above(path: Path) -> list[Path]:
     """Return the existing folders that lead to ``path``, itself included, by its name and by where links lead."""
     found = [folder for end in (path.absolute(), path.resolve()) for folder in [*reversed(end.parents), end]]
-    return [folder for folder in dict.fromkeys(found) if os.path.isdir(folder)]  # noqa: PTH112 - hidden is no error
+    return [folder for folder in dict.fromkeys(found) if is_folder(folder)]
+
+
+def is_folder(path: Path) -> bool:
+    """Say whether we can see a folder at ``path`` (`Path.is_dir` raises where a folder above is closed)."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _entries(path: Path, mode: int) -> list[Entry]:

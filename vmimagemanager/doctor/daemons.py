@@ -20,6 +20,7 @@ from vmimagemanager.hypervisor.accelerator import EMULATOR
 if TYPE_CHECKING:
     from vmimagemanager.hypervisor.connection import Host
 
+BUS = Path("/run/dbus/system_bus_socket")
 SOCKETS = Path("/run/libvirt")
 BOOTED_BY_SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
 _LIMIT = timedelta(seconds=5)
@@ -135,8 +136,11 @@ def _to_reach_it(*, system: bool) -> str:
         return as_root("apt-get install libvirt-daemon-system")
     if not system:
         return "libvirtd --verbose"  # it is started by itself: this shows why it ends
-    if os.geteuid() != 0 and (SOCKETS / "libvirt-sock").exists() and not host.in_group(host.LIBVIRT_GROUP):
-        return host.to_join(host.LIBVIRT_GROUP)
+    if os.geteuid() != 0 and (SOCKETS / "libvirt-sock").exists():
+        if not BUS.exists():  # libvirt asks polkit about every user but root
+            return "VMIM_URI=qemu:///session vmimagemanager doctor"
+        if not host.in_group(host.LIBVIRT_GROUP):
+            return host.to_join(host.LIBVIRT_GROUP)
     return as_root("systemctl start libvirtd" if BOOTED_BY_SYSTEMD.is_dir() else "virtlogd -d && libvirtd -d")
 
 

@@ -48,13 +48,15 @@ def is_system(uri: str) -> bool:
 
 
 def _safely(name: str, ask: Examine) -> list[Check]:
-    # A folder can vanish and a table of /proc can be hidden while it is read: then that line says so.
+    found: list[Check] = []
     try:
-        return list(ask())
+        found.extend(ask())  # what was found before an error stays
     except VmimError as error:
-        return [failure(name, error.message, error.hint)]
-    except (OSError, ValueError) as error:
-        return [failure(name, f"This could not be examined: {error}.")]
+        found.append(failure(name, error.message, error.hint))
+    except (OSError, ValueError, LookupError) as error:
+        # A folder can vanish while it is looked at, a table of /proc be hidden, a user have no name.
+        found.append(failure(name, f"This could not be examined: {error}."))
+    return found
 
 
 __all__ = ["examine", "is_system"]

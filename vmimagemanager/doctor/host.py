@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vmimagemanager.config.settings import DEFAULT_RAM
+from vmimagemanager.doctor.access import folders_above
 from vmimagemanager.doctor.check import Check, as_root, failure, ok, warning
 from vmimagemanager.durable import free_space
 from vmimagemanager.hypervisor import accelerator
 from vmimagemanager.locks import user_name
 from vmimagemanager.units import Size
 
-LIBVIRT_GROUP, KVM_GROUP = "libvirt", "kvm"
+LIBVIRT_GROUP = "libvirt"
 MEMORY = Path("/proc/meminfo")
 _LITTLE_DISK, _NO_DISK = Size(5 << 30), Size(1 << 30)
 _LITTLE_MEMORY = Size(1 << 30)
@@ -28,9 +29,9 @@ def group_checks(uri: str, *, system: bool) -> Iterator[Check]:
     needed = []
     if system and not in_group(LIBVIRT_GROUP):
         needed.append((LIBVIRT_GROUP, f"'{uri}' and its state directory are shared by that group"))
-    device = accelerator.DEVICE
-    if not system and device.exists() and not os.access(device, os.R_OK | os.W_OK) and not in_group(KVM_GROUP):
-        needed.append((KVM_GROUP, f"{device} can be used by that group"))
+    group = _group_of(accelerator.DEVICE)
+    if not system and group is not None and not os.access(accelerator.DEVICE, os.R_OK | os.W_OK):
+        needed.append((group, f"{accelerator.DEVICE} is for that group"))
     for group, reason in needed:
         yield warning("groups", f"'{user_name()}' is not in the group '{group}', and {reason}.", to_join(group))
     if not needed:
@@ -52,7 +53,7 @@ def to_join(group: str) -> str:
 
 def disk_checks(folder: Path) -> Iterator[Check]:
     """Say how much may still be written where the state directory is, or will be."""
-    free = free_space(folder)
+    free = free_space(folders_above(folder)[-1])
     message = f"{free.human()} are free in the file system of '{folder}'"
     if free < _NO_DISK:
         yield failure("disk", f"{message}, which does not suffice for a box.", "vmimagemanager image list")
@@ -76,3 +77,12 @@ def memory_checks() -> Iterator[Check]:
         yield warning("memory", f"{message}, which is little.", "vmimagemanager list --used")
     else:
         yield ok("memory", f"{message}.")
+
+
+def _group_of(device: Path) -> str | None:
+    """Return the group that a device is open to; one that has no name is nothing that a user can join."""
+    try:
+        status = device.stat()
+        return grp.getgrgid(status.st_gid).gr_name if status.st_mode & 0o060 == 0o060 else None
+    except (OSError, KeyError):
+        return None

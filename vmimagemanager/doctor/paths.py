@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vmimagemanager import process
 from vmimagemanager.doctor import host
-from vmimagemanager.doctor.access import SEARCH, Account, folders_above, may
+from vmimagemanager.doctor.access import SEARCH, Account, folders_above, is_folder, may
 from vmimagemanager.doctor.check import Check, as_root, failure, ok, warning
 from vmimagemanager.locks import user_name
 from vmimagemanager.state import StateDirectory
@@ -34,9 +34,7 @@ def reachable(folder: Path, account: Account) -> Check:
     closed = [step for step in folders if not may(account, step, SEARCH)]
     if not closed:
         return ok("path for QEMU", f"'{account.name}', the user that QEMU runs as, can reach '{folder}'.")
-    words = shlex.join(str(step) for step in closed)
-    has_acl = process.find("setfacl") is not None
-    command = f"setfacl -m u:{account.name}:x {words}" if has_acl else f"chmod o+x {words}"
+    command = _search_command(account.name, closed)
     ours = all(step.stat().st_uid == os.geteuid() for step in closed)
     return failure(
         "path for QEMU",
@@ -57,10 +55,12 @@ def _writable(folder: Path, *, shared: bool) -> Check:
     closed = next((step for step in above if not os.access(step, os.X_OK)), None)
     if closed is not None:
         return failure(
-            NAME, f"'{user_name()}' cannot reach '{folder}': '{closed}' is closed.", _to_open(closed, shared=shared)
+            NAME,
+            f"'{user_name()}' cannot reach '{folder}': '{closed}' is closed.",
+            _to_enter(closed) if closed != folder else _to_open(closed, shared=shared),
         )
     nearest = above[-1]
-    exists = folder.is_dir()
+    exists = is_folder(folder)
     if os.statvfs(nearest).f_flag & _READ_ONLY:
         return failure(NAME, f"'{nearest}' is in a file system that is mounted read-only.")
     if not exists and (folder.exists() or folder.is_symlink()):
@@ -76,13 +76,24 @@ def _writable(folder: Path, *, shared: bool) -> Check:
         )
     state = StateDirectory(folder)
     inside = [state.boxes, state.holds, state.locks, state.cache, *(folder / name for name in ("images", "blobs"))]
-    refused = [step for step in (folder, *inside) if step.is_dir() and not os.access(step, _OURS)]
+    refused = [step for step in (folder, *inside) if is_folder(step) and not os.access(step, _OURS)]
     if refused:
         return failure(NAME, f"'{user_name()}' may not write '{refused[0]}'.", _to_open(refused[0], shared=shared))
-    missing = [step for step in (state.boxes, state.holds, state.locks, state.cache) if not step.is_dir()]
+    missing = [step for step in (state.boxes, state.holds, state.locks, state.cache) if not is_folder(step)]
     if missing:
         return warning(NAME, f"The folder '{missing[0]}' is missing.", f"mkdir {shlex.join(map(str, missing))}")
     return ok(NAME, f"The state directory '{folder}' may be written.")
+
+
+def _to_enter(folder: Path) -> str:
+    if folder.stat().st_uid == os.geteuid():
+        return f"chmod u+x {shlex.quote(str(folder))}"
+    return as_root(_search_command(user_name(), [folder]))
+
+
+def _search_command(user: str, folders: Iterable[Path]) -> str:
+    words = shlex.join(str(folder) for folder in folders)
+    return f"setfacl -m u:{user}:x {words}" if process.find("setfacl") is not None else f"chmod o+x {words}"
 
 
 def _to_open(folder: Path, *, shared: bool) -> str:

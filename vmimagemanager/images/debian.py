@@ -19,9 +19,9 @@ from pathlib import Path
 from shlex import quote
 
 from vmimagemanager import disks, process
-from vmimagemanager.deadline import Stopwatch
+from vmimagemanager.deadline import Deadline, Stopwatch
 from vmimagemanager.durable import remove_tree, require_space, translate_os_errors
-from vmimagemanager.errors import ImageError, SpaceError, StateError, ToolError
+from vmimagemanager.errors import DeadlineError, ImageError, SpaceError, StateError, ToolError
 from vmimagemanager.images import layout, userns
 from vmimagemanager.images.catalogue import Recipe
 from vmimagemanager.images.progress import Progress
@@ -34,6 +34,7 @@ DISK_SIZE = Size(8 << 30)
 _NEEDED = Size(2 << 30)
 _INSTALL_LIMIT = timedelta(minutes=30)
 _LIMIT = timedelta(minutes=10)
+_REMOVAL_LIMIT = timedelta(seconds=5)
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _FILE_SYSTEM = ("-t", "ext4", "-L", layout.LABEL, "-m", "1", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard")
 
@@ -84,13 +85,22 @@ def build(recipe: Recipe, stage: Path, *, mirror: str | None, progress: Progress
 
 def remove(path: Path) -> None:
     """Remove a tree, also one in which an interrupted mmdebstrap left files of other user ids."""
-    try:
-        remove_tree(path)
-    except StateError:
-        if os.geteuid() == 0 or not path.is_dir():
-            raise
-        userns.remove_contents(path)
-        remove_tree(path)
+    refused: list[StateError] = []
+
+    def removed() -> bool:
+        try:
+            remove_tree(path)
+        except StateError as error:
+            refused.append(error)
+            if os.geteuid() != 0 and path.is_dir():
+                userns.remove_contents(path)
+            return False
+        return True
+
+    try:  # more than once, because programs that were ended a moment ago may still be at it
+        Deadline(_REMOVAL_LIMIT, scaled=False).wait_for("removal", removed, every=0.5)
+    except DeadlineError:
+        raise refused[-1] from None
 
 
 def _require_tools(recipe: Recipe) -> None:
@@ -114,6 +124,9 @@ def _install(recipe: Recipe, stage: Path, mirror: str | None) -> Path:
     with translate_os_errors("write", early), tarfile.open(early, "w") as archive:
         layout.add(archive, layout.INITRAMFS)
     argv: list[str | Path] = [
+        # If we are killed, setpriv has timeout told, and timeout tells the whole group: mmdebstrap alone would go on.
+        *("setpriv", "--pdeathsig", "TERM", "--"),
+        *("timeout", "--kill-after=5", str(round(_INSTALL_LIMIT.total_seconds()) + 60)),
         process.require("mmdebstrap", package="mmdebstrap"),
         "--mode=unshare",
         "--variant=minbase",

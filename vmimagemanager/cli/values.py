@@ -1,0 +1,126 @@
+"""The values of options and arguments: how they are read, and how a shell completes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmimagemanager import names
+from vmimagemanager.units import parse_duration
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from click.shell_completion import CompletionItem
+
+    from vmimagemanager.state import StateDirectory
+
+    _DurationType = click.ParamType[timedelta]
+    _TextType = click.ParamType[str]
+    _AddressType = click.ParamType[names.Address]
+else:  # before click 8.5 a type of values is not generic
+    _DurationType = _TextType = _AddressType = click.ParamType
+
+
+class _Duration(_DurationType):
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:  # noqa: ANN401
+        try:
+            return parse_duration(value)
+        except ValueError:
+            self.fail(f"{names.quoted(value)} is not a duration: {_EXPECTED}.", param, ctx)
+
+
+class _Box(_TextType):
+    name = "box"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401, ARG002
+        return names.box_name(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        state = _state(ctx)
+        return _items(state.box_names() if state is not None else (), incomplete)
+
+
+class _Snapshot(_AddressType):
+    """The address of a snapshot; ``new`` ones are completed to the box and an '@' only."""
+
+    name = "snapshot"
+
+    def __init__(self, *, new: bool = False) -> None:
+        self._new = new
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> names.Address:  # noqa: ANN401, ARG002
+        return value if isinstance(value, names.Address) else names.Address.parse(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        state = _state(ctx)
+        if state is None:
+            return []
+        if self._new:
+            return _items((f"{box}@" for box in state.box_names()), incomplete)
+        known = (
+            f"{box}@{folder.name}"
+            for box in state.box_names()
+            for folder in _folders(state.box(box).snapshots)
+            if (folder / "manifest.toml").is_file()
+        )
+        return _items(known, incomplete)
+
+
+class _Image(_TextType):
+    """The name of an image, or with its generation; ``buildable`` ones have a recipe."""
+
+    name = "image"
+
+    def __init__(self, *, buildable: bool = False) -> None:
+        self._buildable = buildable
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401, ARG002
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        if self._buildable:
+            from vmimagemanager.images.catalogue import RECIPES
+
+            return _items(RECIPES, incomplete)
+        state = _state(ctx)
+        return _items((folder.name for folder in _folders(state.path / "images")), incomplete) if state else []
+
+
+DURATION = _Duration()
+BOX = _Box()
+SNAPSHOT = _Snapshot()
+NEW_SNAPSHOT = _Snapshot(new=True)
+IMAGE = _Image()
+RECIPE = _Image(buildable=True)
+_EXPECTED = "expected a number with a unit, such as 90s, 5m or 1h30m"
+
+
+def _state(context: click.Context) -> StateDirectory | None:
+    """Return the state directory, without making it, or None when the configuration cannot be read."""
+    from vmimagemanager.cli.invocation import invocation_of
+    from vmimagemanager.errors import VmimError
+    from vmimagemanager.state import StateDirectory
+
+    try:
+        return StateDirectory(invocation_of(context).configuration().host.state_dir)
+    except VmimError:
+        return None
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _items(values: Iterable[str], incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(value) for value in values if value.startswith(incomplete)]
