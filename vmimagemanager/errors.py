@@ -192,6 +192,13 @@ class SeveralError(VmimError):
         self.errors = errors
 
 
+class HostError(VmimError):
+    """This host is not fit for boxes: the doctor found a failure."""
+
+    exit_code = 124
+    family = "host"
+
+
 TRAPPED = 100
 TRAPPED_AND_FAILED = 101
 INTERRUPTED = 130

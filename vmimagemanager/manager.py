@@ -23,7 +23,7 @@ class Manager:
     """The boxes and images of one state directory; a context manager."""
 
     def __init__(self, site: Site) -> None:
-        self._site = site
+        self.site = site
         self._leases = Leases(site.state)
         self.hooks = True
         self.wait = site.configuration.host.lease_wait
@@ -57,30 +57,30 @@ class Manager:
 
     @property
     def configuration(self) -> Configuration:
-        return self._site.configuration
+        return self.site.configuration
 
     @property
     def state_directory(self) -> Path:
-        return self._site.state.path
+        return self.site.state.path
 
     @property
     def images(self) -> ImageStore:
-        return self._site.images
+        return self.site.images
 
     def remove_image(self, address: str) -> tuple[str, ...]:
         """Remove an image (or one generation, ``debian-12:2``) that no box stands on; return what was removed."""
         from vmimagemanager.boxes.define import blobs_in_use
 
-        removed, _ = self.images.remove(address, used_by=lambda: blobs_in_use(self._site))
+        removed, _ = self.images.remove(address, used_by=lambda: blobs_in_use(self.site))
         return tuple(image.address for image in removed)
 
     def boxes(self) -> tuple[str, ...]:
         """Return the names of all boxes, sorted."""
-        return self._site.state.box_names()
+        return self.site.state.box_names()
 
     def box(self, name: str) -> Box:
         """Return a box, leased anew for each of its operations; raise BoxNotFoundError when there is none."""
-        self._site.record(names.box_name(name))
+        self.site.record(names.box_name(name))
         return self._box(name)
 
     def define(self, name: str, settings: BoxSettings | None = None, *, adopt: bool = False) -> Box:
@@ -97,14 +97,14 @@ class Manager:
         lease = self._leases.acquire(name, self.wait, notice=self.notice)
         try:
             chosen = settings if settings is not None else self.configuration.box(name)
-            record = (define.adopt if adopt else define.define)(self._site, name, chosen)
+            record = (define.adopt if adopt else define.define)(self.site, name, chosen)
             try:
-                with logged(self._site.state.box(name), "adopt" if adopt else "define") as entry:
+                with logged(self.site.state.box(name), "adopt" if adopt else "define") as entry:
                     entry.facts |= {"image": record.image, "accelerator": record.accelerator.value}
                     if self.hooks:
-                        run_hooks(self._site, record, Moment.AFTER_DEFINE, None)
+                        run_hooks(self.site, record, Moment.AFTER_DEFINE, None)
             except BaseException:
-                define.undefine(self._site, record, force=True)
+                define.undefine(self.site, record, force=True)
                 raise
         finally:
             lease.release()
@@ -115,7 +115,7 @@ class Manager:
 
         Raises LeaseError that names the holder when it did not become free within ``wait``.
         """
-        self._site.record(names.box_name(name))
+        self.site.record(names.box_name(name))
         lease = self._leases.acquire(name, self.wait if wait is None else wait, notice=self.notice)
         return self._box(name, lease)
 
@@ -126,7 +126,7 @@ class Manager:
         """
         chosen = None if candidates is None else tuple(candidates)
         for name in chosen or ():
-            self._site.record(names.box_name(name))
+            self.site.record(names.box_name(name))
         lease = self._leases.claim(
             lambda: self.boxes() if chosen is None else chosen, self.wait if wait is None else wait
         )
@@ -134,7 +134,7 @@ class Manager:
 
     def close(self) -> None:
         """Close the connection to libvirt."""
-        self._site.close()
+        self.site.close()
 
     def __enter__(self) -> Manager:
         return self
@@ -145,6 +145,6 @@ class Manager:
         self.close()
 
     def _box(self, name: str, lease: Lease | None = None) -> Box:
-        box = Box(self._site, name, lease=lease, wait=self.wait, hooks=self.hooks)
+        box = Box(self.site, name, lease=lease, wait=self.wait, hooks=self.hooks)
         box.notice = self.notice
         return box

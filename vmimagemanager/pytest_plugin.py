@@ -6,16 +6,17 @@ test uses the fixture.  ``vmimagemanager-pytest(7)`` describes options, ini keys
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import pytest
 
 from vmimagemanager import names
-from vmimagemanager.errors import UsageError, VmimError
+from vmimagemanager.errors import LeaseError, UsageError, VmimError
 from vmimagemanager.units import parse_duration
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT = "clean"
 MARKER = "vmim(box=NAME, snapshot=NAME): the test machine and the snapshot that the fixture 'box' hands to this test"
+_ESCAPE_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[ -/]*[0-Z\\-~])")  # ECMA-48: colours, moves of the cursor
 _CONSOLE_LINES = 30
 _CONSOLE_BYTES = 64 << 10
 
@@ -66,14 +68,15 @@ def pytest_configure(config: pytest.Config) -> None:
     wait = config.getoption("--vmim-wait")
     try:
         config.stash[_wanted_wait] = None if wait is None else parse_duration(wait)
-        for option, check in (("box", names.box_name), ("snapshot", names.snapshot_name)):
-            given = _setting(config, option)
-            if given:
-                check(given)
     except ValueError as error:
         raise pytest.UsageError(f"--vmim-wait: {error}.") from error
-    except UsageError as error:
-        raise pytest.UsageError(f"{error.message}  It was given by --vmim-{option} or vmim_{option}.") from error
+    for setting, check in (("box", names.box_name), ("snapshot", names.snapshot_name)):
+        given = _setting(config, setting)
+        try:
+            if given:
+                check(given)
+        except UsageError as error:
+            raise pytest.UsageError(f"--vmim-{setting} or vmim_{setting}: {error.message}") from error
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +86,7 @@ def _vmim_manager() -> Iterator[Manager]:
     try:
         manager = Manager.open()
     except VmimError as error:
-        _fail(error)
+        raise _failed(error) from None
     with manager:
         yield manager
 
@@ -95,12 +98,12 @@ def box(request: pytest.FixtureRequest, _vmim_manager: Manager) -> Iterator[Box]
     try:
         leased = _vmim_manager.lease(wanted.box, wait=wanted.wait)
     except VmimError as error:
-        _fail(error)
+        raise _failed(error) from None
     with leased:
         try:
             leased.restore(wanted.snapshot)
         except VmimError as error:
-            _fail(error)
+            raise _failed(error) from None
         request.node.stash[_box_in_use] = leased
         try:
             yield leased
@@ -141,13 +144,14 @@ def _setting(config: pytest.Config, name: str) -> str:
     return str(config.getoption(f"--vmim-{name}") or config.getini(f"vmim_{name}"))
 
 
-def _fail(error: VmimError) -> NoReturn:
-    """End the fixture with what a person has to know, and without a traceback of ours."""
-    parts = [f"vmimagemanager: {error.message}", error.detail, f"Try: {error.hint}" if error.hint else ""]
-    pytest.fail("\n".join(part for part in parts if part), pytrace=False)
+def _failed(error: VmimError) -> BaseException:
+    """Return what ends the fixture with all that a person has to know, and without a traceback of ours."""
+    hint = "Wait longer with --vmim-wait, or end that process." if type(error) is LeaseError else error.hint
+    text = "\n".join(part for part in (f"vmimagemanager: {error.message}", error.detail, hint) if part)
+    return pytest.fail.Exception(text, pytrace=False)
 
 
 def _last_lines(console: bytes) -> str:
-    text = console[-_CONSOLE_BYTES:].decode("utf-8", "replace")
+    text = _ESCAPE_SEQUENCE.sub("", console[-_CONSOLE_BYTES:].decode("utf-8", "replace"))
     lines = ["".join(character for character in line if character.isprintable()) for line in text.splitlines()]
     return "\n".join([line for line in lines if line.strip()][-_CONSOLE_LINES:])

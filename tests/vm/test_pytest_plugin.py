@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Protocol
 
@@ -14,10 +15,8 @@ pytest_plugins = "pytester"
 ARGUMENTS = ("-p", "no:vmimagemanager", "-p", "vmimagemanager.pytest_plugin", "-p", "no:cacheprovider")
 
 
-class TestbedBox(Protocol):
+class Given(Protocol):
     """A defined box with a snapshot, and the environment variables that lead to it."""
-
-    __test__ = False
 
     name: str
     snapshot: str
@@ -27,7 +26,7 @@ class TestbedBox(Protocol):
 class Run:
     """Runs pytest with the plugin in a process of its own, as users do."""
 
-    def __init__(self, pytester: pytest.Pytester, given: TestbedBox) -> None:
+    def __init__(self, pytester: pytest.Pytester, given: Given) -> None:
         self._pytester = pytester
         self.given = given
 
@@ -38,7 +37,7 @@ class Run:
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, testbed_box: TestbedBox, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(pytester: pytest.Pytester, testbed_box: Given, monkeypatch: pytest.MonkeyPatch) -> Run:
     for name, value in testbed_box.environment.items():
         monkeypatch.setenv(name, value)
     return Run(pytester, testbed_box)
@@ -91,8 +90,8 @@ def test_two_runs_at_once_share_one_box_without_meeting(run: Run, pytester: pyte
     """
     pytester.makepyfile(source)
     box = ("--vmim-box", run.given.name, "--vmim-snapshot", run.given.snapshot, "--vmim-wait", "2m")
-    command = pytester._getpytestargs() + (*ARGUMENTS, *box)
-    children = [pytester.popen(command) for _ in range(2)]
+    command = (*pytester._getpytestargs(), *ARGUMENTS, *box)
+    children = [pytester.popen(command, stdin=subprocess.DEVNULL) for _ in range(2)]
     for child in children:
         output, _ = child.communicate()
         assert child.returncode == 0, output.decode()

@@ -75,7 +75,9 @@ def shared_options(*, hidden: bool) -> list[click.Parameter]:
         option("--state-dir", metavar="DIR", help="Where images, boxes and snapshots are kept."),
         option("--wait", type=DURATION, help="How long to wait for a box that somebody else uses; 0s: not at all."),
         option("--no-hooks", is_flag=True, help="Run no hooks."),
-        option("-v", "--verbose", count=True, help="Say on standard error what is done and how long it takes; -vv: more."),
+        option(
+            "-v", "--verbose", count=True, help="Say on standard error what is done and how long it takes; -vv: more."
+        ),
         option("-q", "--quiet", is_flag=True, help="Print no results of deeds, notices and warnings."),
         option("--debug", is_flag=True, help="Show where in the program an error came from."),
     ]

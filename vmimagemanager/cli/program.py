@@ -103,7 +103,7 @@ class Program(click.Group):
         ]
 
 
-def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: ARG001, FBT001
+def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: ARG001
     if not value or context.resilient_parsing:
         return
     import vmimagemanager

@@ -1,4 +1,4 @@
-"""One run of the program: logging, signals, and how each ending becomes an exit code."""
+"""One run of the program: signals, and how each ending becomes an exit code."""
 
 from __future__ import annotations
 
@@ -31,42 +31,32 @@ def run(arguments: Sequence[str] | None = None) -> int:
     name = Path(sys.argv[0]).name if arguments is None else screen.PREFIX
     words = list(sys.argv[1:] if arguments is None else arguments)
     invocation = Invocation()
-    _complete(name, invocation)
+    instruction = os.environ.get(complete_variable(name))
+    if instruction:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(PROGRAM, {"obj": invocation}, name, complete_variable(name), instruction)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+            reconfigure(errors="backslashreplace")  # no text of a guest's or a file's name can stop a message
     try:
         with _termination_raises():
             code = _invoke(name, words, invocation)
             sys.stdout.flush()
             return code
-    except TerminatedError:
-        failures.tell_interrupted()
-        return TERMINATED
-    except KeyboardInterrupt:
-        _end_line()
-        failures.tell_interrupted()
-        return INTERRUPTED
-    except BrokenPipeError as error:
-        if invocation.debug:
-            raise
-        if error.filename is not None:  # not our output's
-            failures.tell_internal(error)
-            return INTERNAL
-        _drop_output()
-        return OUTPUT_CLOSED
-    except Exception as error:
-        if invocation.debug:
-            raise
-        failures.tell_internal(error)
-        return INTERNAL
+    except BaseException as error:
+        return _ending(error, invocation)
+
+
+def complete_variable(name: str) -> str:
+    """Return the environment variable by which a shell asks ``name`` for completions."""
+    return f"_{name}_COMPLETE".replace("-", "_").replace(".", "_").upper()
 
 
 def _invoke(name: str, words: list[str], invocation: Invocation) -> int:
     try:
         with PROGRAM.make_context(name, words, obj=invocation) as context:
-            _configure_logging_once(invocation)
             code = PROGRAM.invoke(context)
             return code if isinstance(code, int) else 0
     except click.exceptions.Exit as ending:
@@ -75,10 +65,10 @@ def _invoke(name: str, words: list[str], invocation: Invocation) -> int:
         failures.tell_interrupted()
         return INTERRUPTED
     except click.ClickException as error:
-        if not words:  # nothing was asked for: the help is the answer
-            click.echo(error.format_message(), err=True)
-        else:
+        if words:
             failures.tell_usage(error)
+        else:  # nothing was asked for: the help is the answer
+            click.echo(error.format_message(), err=True)
         return error.exit_code
     except VmimError as error:
         if invocation.debug:
@@ -87,3 +77,41 @@ def _invoke(name: str, words: list[str], invocation: Invocation) -> int:
             screen.emit("error", failures.document(error))
         failures.tell(error)
         return error.status if isinstance(error, CommandFailedError) else error.exit_code
+
+
+def _ending(error: BaseException, invocation: Invocation) -> int:
+    if invocation.debug:
+        _print_trace()
+    if isinstance(error, BrokenPipeError):  # whoever read our output has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the interpreter flushes it at its end
+        return OUTPUT_CLOSED
+    if isinstance(error, TerminatedError):
+        failures.tell_interrupted()
+        return TERMINATED
+    if isinstance(error, KeyboardInterrupt):
+        if sys.stderr.isatty():
+            screen.note("")  # the terminal has printed ^C
+        failures.tell_interrupted()
+        return INTERRUPTED
+    if isinstance(error, SystemExit):
+        raise error
+    failures.tell_internal(error)
+    return INTERNAL
+
+
+def _print_trace() -> None:
+    import traceback
+
+    traceback.print_exc()
+
+
+@contextmanager
+def _termination_raises() -> Iterator[None]:
+    def terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what signal(2) asks for
+        raise TerminatedError
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -16,6 +16,14 @@ def say(*lines: str) -> None:
         print(safe(line))
 
 
+def say_marked(mark: str, colour: str, line: str) -> None:
+    """Print a line of a result that begins with a coloured word."""
+    shown = f"{mark:9}"
+    if colours(sys.stdout):
+        shown = f"\033[{_COLOURS[colour]}m{shown}\033[0m"
+    print(f"{shown}  {safe(line)}")
+
+
 def note(*lines: str) -> None:
     """Print lines about the work on standard error."""
     for line in lines:
@@ -75,3 +83,4 @@ def _rich_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 _STYLES = {"running": "green", "off": "dim", "paused": "yellow", "crashed": "red", "damaged": "red", "-": "dim"}
+_COLOURS = {"green": 32, "yellow": 33, "red": 31}

@@ -20,8 +20,12 @@ class Verb(click.Command):
         self.params += [*shared_options(hidden=True), json_option(hidden=not documents)]
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
-        if invocation_of(ctx).json and not self.documents:
-            raise click.UsageError("This verb prints no JSON document.", ctx)
+        from vmimagemanager.cli import logs
+
+        invocation = invocation_of(ctx)
+        if invocation.json and not self.documents:
+            raise click.UsageError(f"The verb '{self.name}' prints no JSON document.", ctx)
+        logs.configure(invocation)
         return super().invoke(ctx)
 
 

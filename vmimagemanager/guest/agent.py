@@ -64,10 +64,18 @@ class Agent:
             detail=detail,
         )
 
-    def run(self, argv: Sequence[str], *, stdin: bytes = b"", limit: timedelta | Deadline) -> Result:
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        limit: timedelta | Deadline,
+        check: Callable[[], None] = lambda: None,
+    ) -> Result:
         """Run a program in the guest, as root, to its end; each output stream may have 16 MiB.
 
-        Raises DeadlineError when ``limit`` is over; the program may then still run.
+        An agent that is silent for a while, as that of a busy guest, is asked again; ``check`` is called each time and
+        raises when there is no more hope.  Raises DeadlineError when ``limit`` is over; the program may then still run.
         """
         deadline = limit if isinstance(limit, Deadline) else Deadline(limit)
         watch = Stopwatch()
@@ -78,7 +86,11 @@ class Agent:
         process = int(self.command("guest-exec", **arguments)["pid"])
 
         def ended() -> dict[str, Any] | None:
-            status = self.command("guest-exec-status", pid=process)
+            check()
+            try:
+                status = self.command("guest-exec-status", pid=process)
+            except GuestUnreachableError:
+                return None
             return status if status.get("exited") else None
 
         status = deadline.wait_for(f"'{shown[:80]}' to end in the guest", ended, every=_POLL)

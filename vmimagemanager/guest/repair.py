@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -68,13 +69,15 @@ def new_token() -> str:
     return os.urandom(16).hex()
 
 
-def plant_and_repair(agent: Agent, token: str, limit: timedelta, *, architecture: str = "x86_64") -> Proof:
+def plant_and_repair(
+    agent: Agent, token: str, limit: timedelta, *, check: Callable[[], None], architecture: str = "x86_64"
+) -> Proof:
     """Read the guest's token and leave ``token`` in its place, set its clock and reseed its random numbers.
 
     Uses perl where the guest has it, else sh, which can set the clock but not make the kernel use the seed at once: the
     proof says so.  Raises GuestError when the answer makes no sense.
     """
-    result = _run(agent, [token, _now()], limit, architecture)
+    result = _run(Agent.run, agent, [token, _now()], limit, architecture)
     words = result.text.split()
     if result.status != 0 or len(words) != 4:
         raise GuestError(

@@ -1,0 +1,316 @@
+"""Measure restores against libvirt's own floor, as ratios of interleaved pairs within one run.
+
+Each restore starts from a box that runs and is dirty, its teardown included.  What is divided by what, and why, is in
+vmimagemanager-internals(7).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from vmimagemanager import Box, BoxSettings, Manager
+from vmimagemanager.boxes.site import Site
+from vmimagemanager.guest.agent import Agent
+from vmimagemanager.hypervisor.connection import Hypervisor, default_uri
+from vmimagemanager.hypervisor.domain import Domain
+from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.units import Size
+
+IMAGE = "debian-12"
+SMALL, LARGE = Size(512 << 20), Size(3 << 30)
+LIMIT = timedelta(minutes=2)
+PREFIX = "vmimbench"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One figure: the median and the quartiles of its pairs' ratios (or of seconds, for the last two)."""
+
+    name: str
+    at_most: float
+    median: float
+    quartiles: tuple[float, float]
+    pairs: int
+    above: float
+    below: float
+
+    @property
+    def met(self) -> bool:
+        return self.median <= self.at_most
+
+
+class Bench:
+    """The boxes that are measured."""
+
+    def __init__(self, manager: Manager, pairs: int) -> None:
+        self.manager = manager
+        self.pairs = pairs
+        self.site: Site = manager.site
+        self.hypervisor: Hypervisor = manager.site.hypervisor
+        self.rows: list[Row] = []
+
+    # -- the rows ------------------------------------------------------------------------------------------------------
+
+    def against_the_floor(self) -> None:
+        box = self.snapshotted("small", SMALL, touched_mib=128)
+        returns: list[tuple[float, float]] = []
+        runs: list[tuple[float, float]] = []
+        for _ in self.progress("restore and floor"):
+            self.dirty(box)
+            whole, phases = self.restore(box)
+            command = self.timed(lambda: self.agent(box).run(["/bin/true"], limit=LIMIT))
+            self.dirty(box)
+            bare = self.bare_start(box)
+            box.restore("clean")
+            returns.append((whole, bare + command))
+            runs.append((sum(phases[name] for name in ("end", "overlay", "start")), bare))
+        self.add("live restore until it returns, proven and repaired / the floor", 1.7, returns)
+        self.add("live restore until the guest runs / destroy and plain paused start", 0.85, runs)
+        box.undefine(force=True)
+
+    def memory_does_not_matter(self) -> None:
+        few = self.snapshotted("few", LARGE, touched_mib=256)
+        many = self.snapshotted("many", LARGE, touched_mib=2048)
+        pairs = []
+        for _ in self.progress("8 times the memory"):
+            self.dirty(many)
+            above, _phases = self.restore(many)
+            self.dirty(few)
+            below, _phases = self.restore(few)
+            pairs.append((above, below))
+        self.add("live restore with 8 times the touched memory / with 1", 1.15, pairs)
+        few.undefine(force=True)
+        self.against_revert(many)
+        many.undefine(force=True)
+
+    def against_revert(self, many: Box) -> None:
+        twin = self.twin(LARGE, touched_mib=2048)
+        pairs = []
+        for _ in self.progress("virsh snapshot-revert"):
+            self.dirty(many)
+            above, _phases = self.restore(many)
+            many.kill()
+            self.dirty(twin)
+            below = self.timed(lambda: self.revert(twin))
+            many.restore("clean")
+            pairs.append((above, below))
+        self.add("live restore until it returns / virsh snapshot-revert of a twin, 2 GiB touched", 0.2, pairs)
+        virsh(self.hypervisor.uri, "snapshot-delete", twin.name, "clean", "--metadata")
+        twin.undefine(force=True)
+
+    def against_a_boot(self) -> None:
+        box = self.snapshotted("boot", SMALL, touched_mib=0)
+        cold = self.manager.define(f"{PREFIX}-cold", BoxSettings(image=IMAGE, ram=SMALL))
+        cold.up()
+        pairs = []
+        for _ in self.progress("cold boot"):
+            self.dirty(box)
+            above = self.timed(lambda: (box.restore("clean"), box.run(["true"])))
+            cold.down()
+            below = self.timed(lambda: (cold.up(), cold.run(["true"])))
+            pairs.append((above, below))
+        self.add("live restore until the first SSH command / cold boot to the same point", 0.1, pairs)
+        for one in (box, cold):
+            one.undefine(force=True)
+
+    def start_up(self) -> None:
+        python = sys.executable
+        pairs = [
+            (cpu_seconds(python, "-c", "import vmimagemanager"), cpu_seconds(python, "-c", "pass"))
+            for _ in self.progress("import")
+        ]
+        self.add_seconds(
+            "CPU seconds of 'import vmimagemanager' above 'python -c pass'",
+            0.08,
+            [above - below for above, below in pairs],
+        )
+        program = str(Path(python).with_name("vmimagemanager"))
+        self.add_seconds(
+            "CPU seconds of 'vmimagemanager --help'",
+            0.3,
+            [cpu_seconds(program, "--help") for _ in self.progress("help")],
+        )
+
+    # -- what is timed -------------------------------------------------------------------------------------------------
+
+    def restore(self, box: Box) -> tuple[float, dict[str, float]]:
+        start = time.monotonic()
+        restored = box.restore("clean")
+        seconds = time.monotonic() - start
+        if restored.engine != "live" or not restored.proven:
+            raise SystemExit(f"The restore was {restored.engine}, proven {restored.proven}: nothing to measure.")
+        return seconds, restored.phases
+
+    def bare_start(self, box: Box) -> float:
+        """Destroy the running domain and start it paused as libvirt alone does; return both's seconds."""
+        domain = self.domain(box)
+        plain = DomainXml.read(self.site.state.box(box.name).definition)
+
+        def floor() -> None:
+            domain.end()
+            self.hypervisor.start(plain, paused=True)
+
+        return self.timed(floor)
+
+    def revert(self, twin: Box) -> None:
+        virsh(self.hypervisor.uri, "snapshot-revert", twin.name, "clean")
+        self.answers(twin).run(["/bin/true"], limit=LIMIT)
+
+    # -- what is prepared ----------------------------------------------------------------------------------------------
+
+    def snapshotted(self, name: str, ram: Size, *, touched_mib: int) -> Box:
+        box = self.manager.define(f"{PREFIX}-{name}", BoxSettings(image=IMAGE, ram=ram))
+        box.up()
+        self.touch(box, touched_mib)
+        box.snapshot("clean")
+        return box
+
+    def twin(self, ram: Size, *, touched_mib: int) -> Box:
+        """Return a box that libvirt alone has started and snapshotted."""
+        box = self.manager.define(f"{PREFIX}-twin", BoxSettings(image=IMAGE, ram=ram))
+        virsh(self.hypervisor.uri, "start", box.name)
+        box.up()
+        self.touch(box, touched_mib)
+        virsh(self.hypervisor.uri, "snapshot-create-as", box.name, "clean")
+        return box
+
+    def touch(self, box: Box, mebibytes: int) -> None:
+        if mebibytes:
+            fill = f"mount -o remount,size=95% /dev/shm && head -c {mebibytes}M /dev/urandom > /dev/shm/touched"
+            self.agent(box).run(["/bin/sh", "-c", fill], limit=LIMIT).check()
+
+    def dirty(self, box: Box) -> None:
+        line = "echo dirty > /root/canary && head -c 16M /dev/zero > /root/dirt && sync"
+        self.agent(box).run(["/bin/sh", "-c", line], limit=LIMIT).check()
+
+    def domain(self, box: Box) -> Domain:
+        domain = self.site.domain(box.name)
+        if domain is None:
+            raise SystemExit(f"The box '{box.name}' is off.")
+        return domain
+
+    def agent(self, box: Box) -> Agent:
+        return Agent(self.domain(box))
+
+    def answers(self, box: Box) -> Agent:
+        from vmimagemanager.deadline import Deadline
+
+        agent = self.agent(box)
+        agent.wait(Deadline(LIMIT), lambda: None)
+        return agent
+
+    # -- arithmetic ---------------------------------------------------------------------------------------------------
+
+    def timed(self, deed: Callable[[], object]) -> float:
+        start = time.monotonic()
+        deed()
+        return time.monotonic() - start
+
+    def progress(self, what: str) -> Iterator[int]:
+        for number in range(self.pairs):
+            print(f"{what}: pair {number + 1} of {self.pairs}", file=sys.stderr)
+            yield number
+
+    def add(self, name: str, at_most: float, pairs: list[tuple[float, float]]) -> None:
+        above, below = (statistics.median(column) for column in zip(*pairs, strict=True))
+        self._add(name, at_most, [first / second for first, second in pairs], (above, below))
+
+    def add_seconds(self, name: str, at_most: float, seconds: list[float]) -> None:
+        self._add(name, at_most, seconds, (statistics.median(seconds), 1.0))
+
+    def _add(self, name: str, at_most: float, values: list[float], medians: tuple[float, float]) -> None:
+        low, _, high = statistics.quantiles(values, n=4)
+        self.rows.append(
+            Row(
+                name=name,
+                at_most=at_most,
+                median=round(statistics.median(values), 3),
+                quartiles=(round(low, 3), round(high, 3)),
+                pairs=len(values),
+                above=round(medians[0], 3),
+                below=round(medians[1], 3),
+            )
+        )
+
+
+ROWS = {
+    "floor": Bench.against_the_floor,
+    "memory": Bench.memory_does_not_matter,
+    "boot": Bench.against_a_boot,
+    "start-up": Bench.start_up,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=10, help="pairs a row (10)")
+    parser.add_argument("--json", type=Path, help="write the rows to this file, too")
+    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="which rows (all)")
+    options = parser.parse_args()
+    with bench(options.pairs) as running:
+        for name in options.rows or ROWS:
+            ROWS[name](running)
+    print_table(running.rows)
+    if options.json:
+        options.json.write_text(
+            json.dumps({"format": 1, "kind": "bench", "rows": [asdict(row) for row in running.rows]})
+        )
+    return 0 if all(row.met for row in running.rows) else 1
+
+
+@contextmanager
+def bench(pairs: int) -> Iterator[Bench]:
+    folder = Path(tempfile.mkdtemp(prefix="vmim-bench-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    try:
+        with Manager.open(uri=default_uri(), state_directory=folder) as manager:
+            manager.images.build(IMAGE)
+            try:
+                yield Bench(manager, pairs)
+            finally:
+                for name in manager.boxes():
+                    with suppress(Exception):
+                        manager.box(name).undefine(force=True)
+    finally:
+        shutil.rmtree(folder)
+
+
+def print_table(rows: list[Row]) -> None:
+    table = Table("figure", "at most", "median", "quartiles", "pairs", "s above", "s below", "", box=None)
+    for row in rows:
+        quartiles = f"{row.quartiles[0]:.3f} {row.quartiles[1]:.3f}"
+        medians = (f"{row.above:.3f}", f"{row.below:.3f}")
+        verdict = "met" if row.met else "NOT MET"
+        table.add_row(row.name, f"{row.at_most}", f"{row.median:.3f}", quartiles, str(row.pairs), *medians, verdict)
+    Console(width=150).print(table)
+
+
+def virsh(uri: str, *words: str) -> None:
+    subprocess.run(["virsh", "-q", "-c", uri, *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def cpu_seconds(*argv: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""image build, list, show, remove."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from vmimagemanager.cli import screen
+from vmimagemanager.cli.invocation import Invocation
+from vmimagemanager.cli.life import YES
+from vmimagemanager.cli.values import IMAGE, RECIPE
+from vmimagemanager.cli.verb import VerbGroup, verb_of
+
+if TYPE_CHECKING:
+    from vmimagemanager.images import Progress
+
+_log = logging.getLogger(__name__)
+
+
+@click.group("image", cls=VerbGroup)
+def image() -> None:
+    """Base images: what boxes are made of.
+
+    An image has a name and generations: debian-12 is the latest one, debian-12:3 a certain one.
+    """
+
+
+@verb_of(image, "build", documents=True)
+@click.argument("name", type=RECIPE)
+@click.option("--mirror", metavar="URL", help="Where to fetch packages from, instead of deb.debian.org.")
+@click.option("--description", metavar="TEXT", help="A line for people.")
+@click.pass_obj
+def build(invocation: Invocation, name: str, mirror: str | None, description: str | None) -> None:
+    """Build an image that has a recipe: debian-12 or debian-13. It becomes the latest generation of that name."""
+    from vmimagemanager.deadline import Stopwatch
+    from vmimagemanager.report import deeds
+    from vmimagemanager.report import images as report
+
+    watch = Stopwatch()
+    with invocation.open() as manager, _progress(invocation) as progress:
+        built = manager.images.build(name, mirror=mirror, progress=progress, description=description)
+    if invocation.json:
+        screen.emit("image", {"image": report.document(built)})
+    size = report.on_disk(built).human()
+    packages = f"{len(built.packages)} packages"
+    invocation.say(f"{built.address}: built in {deeds.seconds(watch.total)}, {size} on disk, {packages}")
+
+
+@verb_of(image, "list", documents=True)
+@click.pass_obj
+def list_images(invocation: Invocation) -> None:
+    """List every generation of every image."""
+    from vmimagemanager.report import images as report
+
+    with invocation.open() as manager:
+        found = manager.images.list()
+    if invocation.json:
+        screen.emit("images", {"images": [report.document(each) for each in found]})
+    elif found:
+        screen.table(report.HEADER, map(report.row, found))
+    elif not invocation.quiet:
+        screen.note("There are no images yet: 'vmimagemanager image build debian-12' makes one.")
+
+
+@verb_of(image, "show", documents=True)
+@click.argument("address", metavar="NAME[:GENERATION]", type=IMAGE)
+@click.pass_obj
+def show(invocation: Invocation, address: str) -> None:
+    """Show all that is known about an image, its packages included."""
+    from vmimagemanager.report import images as report
+
+    with invocation.open() as manager:
+        found = manager.images.get(address)
+    if invocation.json:
+        screen.emit("image", {"image": report.document(found)})
+    else:
+        screen.say(*report.lines(found))
+
+
+@verb_of(image, "remove", documents=True)
+@click.argument("address", metavar="NAME[:GENERATION]", type=IMAGE)
+@YES
+@click.pass_obj
+def remove(invocation: Invocation, address: str, *, yes: bool) -> None:
+    """Remove an image with all its generations, or one generation. One that a box stands on is refused."""
+    with invocation.open() as manager:
+        found = manager.images.get(address)
+        what = found.address if ":" in address else f"every generation of {found.name}"
+        invocation.sure(f"Remove {what}?", yes=yes)
+        removed = manager.remove_image(address)
+    if invocation.json:
+        screen.emit("image-remove", {"removed": list(removed)})
+    invocation.say(*(f"{each}: removed" for each in removed))
+
+
+@contextmanager
+def _progress(invocation: Invocation) -> Iterator[Progress]:
+    """Show how far it is: a bar on a terminal, else a line for each phase with -v."""
+
+    def log(phase: str, fraction: float | None) -> None:  # noqa: ARG001 - a Progress
+        _log.info("%s", phase)
+
+    if invocation.quiet or invocation.verbose or not sys.stderr.isatty():
+        yield log
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+
+        def show_bar(phase: str, fraction: float | None) -> None:
+            bar.update(task, description=phase, completed=fraction if fraction is not None else 0.0)
+
+        yield show_bar

@@ -1,0 +1,150 @@
+"""Several boxes in one call: in parallel, with one report at the end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from vmimagemanager.cli import failures, screen
+from vmimagemanager.cli.invocation import Invocation
+from vmimagemanager.deadline import Stopwatch
+from vmimagemanager.errors import SeveralError, VmimError
+
+if TYPE_CHECKING:
+    from vmimagemanager.box import Box
+
+Value = TypeVar("Value")
+_AT_ONCE = max(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(Generic[Value]):
+    """What is to be done to one box; jobs of the same box are done one after the other."""
+
+    title: str
+    box: str
+    deed: Callable[[Box], Value]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome(Generic[Value]):
+    """What came of a job: a value or an error, and the seconds that it took, waiting for the box included."""
+
+    title: str
+    box: str
+    value: Value | None
+    error: VmimError | None
+    seconds: float
+
+
+def for_each(
+    invocation: Invocation,
+    kind: str,
+    jobs: Iterable[Job[Value]],
+    *,
+    lines: Callable[[str, Value, float], Iterable[str]],
+    document: Callable[[Value], Mapping[str, Any]],
+) -> int:
+    """Do all jobs, print what came of them in the order in which they were asked for, and return the exit code.
+
+    The code is that of the errors when they agree on one, else SeveralError's.
+    """
+    outcomes = _done(invocation, list(jobs))
+    for outcome in outcomes:
+        if outcome.value is not None:
+            invocation.say(*lines(outcome.title, outcome.value, outcome.seconds))
+    if invocation.json:
+        screen.emit(kind, {"results": [_document(outcome, document) for outcome in outcomes]})
+    sys.stdout.flush()
+    errors = {outcome.title: outcome.error for outcome in outcomes if outcome.error is not None}
+    for error in errors.values():
+        failures.tell(error)
+    codes = {error.exit_code for error in errors.values()}
+    return SeveralError.exit_code if len(codes) > 1 else next(iter(codes), 0)
+
+
+def _document(outcome: Outcome[Value], document: Callable[[Value], Mapping[str, Any]]) -> Mapping[str, Any]:
+    shown: dict[str, Any] = {"name": outcome.title, "seconds": round(outcome.seconds, 4)}
+    if outcome.error is not None or outcome.value is None:
+        assert outcome.error is not None
+        return {**shown, "outcome": "failed", "failure": failures.document(outcome.error)}
+    return {**shown, "outcome": "done", **document(outcome.value)}
+
+
+def _done(invocation: Invocation, jobs: list[Job[Value]]) -> list[Outcome[Value]]:
+    by_box: dict[str, list[int]] = {}
+    for number, job in enumerate(jobs):
+        by_box.setdefault(job.box, []).append(number)
+    outcomes: dict[int, Outcome[Value]] = {}
+    configuration = invocation.configuration()
+
+    def do(numbers: Iterable[int]) -> None:
+        with invocation.open(configuration) as manager:
+            for number in numbers:
+                outcomes[number] = _outcome(jobs[number], manager.box)
+
+    if len(by_box) == 1:
+        do(range(len(jobs)))
+    else:
+        _in_threads([lambda numbers=numbers: do(numbers) for numbers in by_box.values()])
+    return [outcomes[number] for number in range(len(jobs))]
+
+
+def _outcome(job: Job[Value], box: Callable[[str], Box]) -> Outcome[Value]:
+    watch = Stopwatch()
+    value, failure = None, None
+    try:
+        with box(job.box) as held:
+            value = job.deed(held)
+    except VmimError as error:
+        failure = error
+    return Outcome(title=job.title, box=job.box, value=value, error=failure, seconds=watch.total)
+
+
+def _in_threads(works: list[Callable[[], None]]) -> None:
+    """Do all works, some at once.  ^C reaches each of them as KeyboardInterrupt; the second one does not wait."""
+    waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    for work in works:
+        waiting.put(work)
+    unexpected: list[BaseException] = []
+    stopped = threading.Event()
+
+    def serve() -> None:
+        while not stopped.is_set():
+            try:
+                work = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                work()
+            except BaseException as error:
+                unexpected.append(error)
+                return
+
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(len(works), _AT_ONCE))]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        stopped.set()
+        for thread in threads:
+            _interrupt(thread)
+        for thread in threads:
+            thread.join()
+        raise
+    if unexpected:
+        raise unexpected[0]
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    # Python gives signals to the main thread alone; this is how the interpreter's own API raises in another one.
+    if thread.ident is not None and thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt))

@@ -1,0 +1,113 @@
+"""snapshot, restore, snapshots, snapshot-remove."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import click
+
+from vmimagemanager.cli import screen
+from vmimagemanager.cli.invocation import Invocation
+from vmimagemanager.cli.life import BOXES, YES
+from vmimagemanager.cli.several import Job, for_each
+from vmimagemanager.cli.values import NEW_SNAPSHOT, SNAPSHOT
+from vmimagemanager.cli.verb import verb
+from vmimagemanager.names import Address
+from vmimagemanager.report import deeds
+
+if TYPE_CHECKING:
+    from vmimagemanager.box import Box
+
+ADDRESSES = click.argument("addresses", metavar="BOX@SNAPSHOT...", type=SNAPSHOT, nargs=-1, required=True)
+
+
+@verb("snapshot", documents=True)
+@click.argument("addresses", metavar="BOX@SNAPSHOT...", type=NEW_SNAPSHOT, nargs=-1, required=True)
+@click.option("--description", metavar="TEXT", default="", help="A line for people, which 'snapshots' shows.")
+@click.pass_obj
+def snapshot(invocation: Invocation, addresses: tuple[Address, ...], description: str) -> int:
+    """Take snapshots with the best engine that fits each box.
+
+    A running box goes on running; SSH sessions to it end. When the engine is not the live one, the reason is printed.
+    """
+    return for_each(
+        invocation,
+        "snapshot",
+        [
+            Job(
+                title=str(address),
+                box=address.box,
+                deed=lambda box, name=address.snapshot: box.snapshot(name, description=description),
+            )
+            for address in dict.fromkeys(addresses)
+        ],
+        lines=lambda title, taken, time: deeds.taken_lines(title, taken, time, verbose=bool(invocation.verbose)),
+        document=deeds.taken_document,
+    )
+
+
+@verb("restore", documents=True)
+@ADDRESSES
+@click.pass_obj
+def restore(invocation: Invocation, addresses: tuple[Address, ...]) -> int:
+    """Put boxes back to snapshots, whatever state they are in.
+
+    It returns when each guest is proven to be its snapshot and its clock is right again. What was done to a box since
+    the snapshot is lost: nothing asks. When the engine is not the live one, the reason is printed.
+    """
+    twice = [box for box, count in Counter(address.box for address in set(addresses)).items() if count > 1]
+    if twice:
+        raise click.UsageError(f"The box '{twice[0]}' can be restored to one snapshot only.")
+    return for_each(
+        invocation,
+        "restore",
+        [
+            Job(title=str(address), box=address.box, deed=lambda box, name=address.snapshot: box.restore(name))
+            for address in dict.fromkeys(addresses)
+        ],
+        lines=lambda title, done, time: deeds.restored_lines(title, done, time, verbose=bool(invocation.verbose)),
+        document=deeds.restored_document,
+    )
+
+
+@verb("snapshots", documents=True)
+@BOXES
+@click.pass_obj
+def snapshots(invocation: Invocation, boxes: tuple[str, ...]) -> None:
+    """List the snapshots of boxes, the oldest first."""
+    from vmimagemanager.report import snapshots as report
+
+    with invocation.open() as manager:
+        found = [(name, manifest) for name in dict.fromkeys(boxes) for manifest in manager.box(name).snapshots()]
+    if invocation.json:
+        screen.emit("snapshots", {"snapshots": [report.document(box, manifest) for box, manifest in found]})
+    elif found:
+        screen.table(report.HEADER, [report.row(box, manifest) for box, manifest in found])
+    elif not invocation.quiet:
+        screen.note("There are no snapshots.")
+
+
+@verb("snapshot-remove", documents=True)
+@ADDRESSES
+@YES
+@click.pass_obj
+def snapshot_remove(invocation: Invocation, addresses: tuple[Address, ...], *, yes: bool) -> int:
+    """Remove snapshots. The box and other snapshots that stand on their disks keep what they need of them."""
+    chosen = list(dict.fromkeys(addresses))
+    invocation.sure(f"Remove {', '.join(map(str, chosen))}?", yes=yes)
+
+    def job(address: Address) -> Job[str]:
+        def deed(box: Box) -> str:
+            box.remove_snapshot(address.snapshot)
+            return address.snapshot
+
+        return Job(title=str(address), box=address.box, deed=deed)
+
+    return for_each(
+        invocation,
+        "snapshot-remove",
+        map(job, chosen),
+        lines=lambda title, _, taken: [f"{title}: removed in {deeds.seconds(taken)}"],
+        document=lambda name: {"snapshot": name},
+    )
