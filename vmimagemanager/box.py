@@ -133,12 +133,13 @@ class Box:
     def snapshot(self, name: str, *, description: str = "") -> Taken:
         """Take a snapshot with the best engine that fits; a running box goes on running, its SSH sessions end."""
         from vmimagemanager import snapshots
-        from vmimagemanager.boxes import life
+        from vmimagemanager.boxes import life, reach
         from vmimagemanager.guest.repair import new_token
 
         names.snapshot_name(name)
         with self._operation("snapshot") as (record, entry):
             subject, domain = life.subject(self._site, record), self._settled(record)
+            reach.require_running(domain, record)
             if domain is not None:
                 self._run_hooks(record, Moment.BEFORE_SNAPSHOT)
             self.disconnect()
@@ -238,11 +239,14 @@ class Box:
             return transfer.get(self._connected(record), PurePosixPath(source), Path(target))
 
     @contextmanager
-    def trap(self, baseline: str | Path) -> Iterator[Trap]:
-        """Look at the packages before and after the block; ``.verdict`` says what the baseline does not accept."""
+    def trap(self, baseline: str | Path, *, missing_is_empty: bool = False) -> Iterator[Trap]:
+        """Look at the packages before and after the block; ``.verdict`` says what the baseline does not accept.
+
+        ``missing_is_empty`` takes a baseline file that does not exist for one that accepts nothing, for `Trap.accept`.
+        """
         from vmimagemanager.trap.block import Trap
 
-        trap = Trap(Path(baseline), self._probe)
+        trap = Trap(Path(baseline), self._probe, missing_is_empty=missing_is_empty)
         trap.begin()
         yield trap
         trap.end()
@@ -283,7 +287,7 @@ class Box:
         return ("virsh", "-q", "-c", self._site.hypervisor.uri, "console", "--force", self.name)
 
     def console_log(self) -> bytes:
-        """Return what the guest has printed on its serial console since it was started from its disk."""
+        """Return what the guest has printed on its serial console since it was started or restored."""
         self._record()
         path = self._site.state.box(self.name).console_log
         return path.read_bytes() if path.exists() else b""
@@ -372,8 +376,9 @@ class Box:
 
     def _settled(self, record: BoxRecord) -> Domain | None:
         from vmimagemanager import snapshots
-        from vmimagemanager.boxes import life
+        from vmimagemanager.boxes import define, life
 
+        define.ensure_defined(self._site, record)
         snapshots.settle(life.subject(self._site, record), self._site.domain(self.name))
         return self._site.domain(self.name)
 

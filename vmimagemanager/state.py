@@ -139,7 +139,7 @@ class StateDirectory:
         if not self.boxes.is_dir():
             return ()
         with translate_os_errors("read", self.boxes):
-            return tuple(sorted(entry.name for entry in self.boxes.iterdir() if (entry / "box.toml").is_file()))
+            return tuple(sorted(entry.name for entry in self.boxes.iterdir() if _is_box(entry)))
 
     @property
     def boxes(self) -> Path:
@@ -181,6 +181,10 @@ def staged_folder(target: Path) -> Iterator[Path]:
         yield staged
     finally:
         remove_tree(staged)
+
+
+def _is_box(entry: Path) -> bool:
+    return not entry.name.startswith(".") and (entry / "box.toml").is_file()  # a hidden one is still being made
 
 
 def _host() -> str:

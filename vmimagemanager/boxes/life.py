@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from vmimagemanager import keys, snapshots
@@ -124,8 +125,9 @@ def subject(site: Site, record: BoxRecord) -> snapshots.Subject:
 
     def plant(domain: Domain, token: str) -> Proof:
         deadline = Deadline(_REPAIR_LIMIT)
-        agent(domain).wait(deadline, lambda: check_alive(domain, folder), detail=lambda: console_tail(folder))
-        return plant_and_repair(agent(domain), token, _REPAIR_LIMIT)
+        alive = partial(check_alive, domain, folder)
+        agent(domain).wait(deadline, alive, detail=lambda: console_tail(folder))
+        return plant_and_repair(agent(domain), token, _REPAIR_LIMIT, check=alive)
 
     def boot() -> Domain:
         domain = _boot(site, record, folder)
@@ -187,9 +189,10 @@ def _woken(domain: Domain | None) -> Domain | None:
 
 
 def _wait(domain: Domain, folder: BoxFolder, deadline: Deadline) -> Readiness:
+    alive = partial(check_alive, domain, folder)
     try:
-        agent(domain).wait(deadline, lambda: check_alive(domain, folder))
-        return wait_until_ready(agent(domain), deadline)
+        agent(domain).wait(deadline, alive)
+        return wait_until_ready(agent(domain), deadline, alive)
     except DeadlineError as error:
         check_alive(domain, folder)
         raise DeadlineError(

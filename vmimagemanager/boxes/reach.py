@@ -26,10 +26,15 @@ def running_domain(site: Site, record: BoxRecord) -> Domain:
     domain = site.domain(record.name)
     if domain is None:
         raise BoxError(f"The box '{record.name}' is off.", hint=f"vmimagemanager up {record.name}")
-    if domain.state() is DomainState.PAUSED:
+    require_running(domain, record)
+    return domain
+
+
+def require_running(domain: Domain | None, record: BoxRecord) -> None:
+    """Raise BoxError, or SpaceError, when the box's guest is paused; one that is off is not."""
+    if domain is not None and domain.state() is DomainState.PAUSED:
         refuse_paused_for_space(domain)
         raise BoxError(f"The box '{record.name}' is paused.", hint=f"vmimagemanager up {record.name}")
-    return domain
 
 
 def refuse_paused_for_space(domain: Domain) -> None:

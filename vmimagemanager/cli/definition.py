@@ -26,7 +26,6 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _OF_ALL: tuple[Decorator, ...] = (
     click.option("--description", metavar="TEXT", help="A line for people, which 'show' prints."),
     click.option("--user", metavar="NAME", help="Who commands run as in the guest."),
-    click.option("--agent/--no-agent", default=None, help="Whether the box has the guest agent's channel."),
     click.option("--engines", metavar="LIST", help="The snapshot engines that may be used: live,saved,disk."),
     click.option("--xslt", metavar="FILE", help="A stylesheet that is applied to the domain's XML."),
     click.option("--boot-timeout", metavar="DURATION", help="How long 'up' waits for the guest."),
@@ -56,7 +55,7 @@ def _options(*decorators: Decorator) -> Decorator:
 @click.option("--update", is_flag=True, help="Change an existing box.")
 @_options(*_OF_NEW, *_OF_ALL)
 @click.pass_obj
-def define(invocation: Invocation, box: str, *, update: bool, **options: Any) -> None:  # noqa: ANN401 - click's values
+def define(invocation: Invocation, /, box: str, *, update: bool, **options: Any) -> None:  # noqa: ANN401 - click's values
     """Make a new box, switched off.
 
     Options win over the configuration's [box.NAME], which wins over [defaults]. What comes of them is kept in the box's
@@ -82,7 +81,7 @@ def define(invocation: Invocation, box: str, *, update: bool, **options: Any) ->
 @click.argument("box", type=BOX)
 @_options(*_OF_ALL)
 @click.pass_obj
-def adopt(invocation: Invocation, box: str, **options: Any) -> None:  # noqa: ANN401 - click's values
+def adopt(invocation: Invocation, /, box: str, **options: Any) -> None:  # noqa: ANN401 - click's values
     """Make a box of the existing libvirt domain of that name, which has to be off.
 
     Its disk becomes the read-only base of the box and is not written to any more. 'undefine' gives the domain its own
@@ -131,7 +130,7 @@ def _updated(manager: Manager, box: Box, given: dict[str, Any]) -> BoxSettings:
     from vmimagemanager.config.configuration import BUILT_IN
 
     explained = manager.configuration.explain(box.name, given)
-    wanted = {
+    wanted: dict[str, Any] = {
         key.replace("-", "_"): setting.value
         for key, setting in explained.items()
         if (key in given if given else setting.origin != BUILT_IN)

@@ -29,7 +29,7 @@ def tell_usage(error: click.ClickException) -> None:
     message = error.format_message()
     context: click.Context | None = getattr(error, "ctx", None)
     path = context.command_path if context is not None else screen.PREFIX
-    _print(message if message.endswith((".", "?")) else f"{message}.", hint=f"{path} --help")
+    _print(message if message.endswith((".", "?", "?)")) else f"{message}.", hint=f"{path} --help")
 
 
 def tell_internal(error: BaseException) -> None:

@@ -41,8 +41,8 @@ def run(
     """Run a command in the guest; its exit status becomes ours.
 
     Each word arrives in the guest as it is; for a pipe or a variable, run a shell: run web -- sh -c 'ls | wc -l'.
-    Standard input, output and error are those of the command, byte for byte. As with ssh, all of our standard input goes
-    to the command, whether it reads it or not: in a loop that reads its own list, use -n.
+    Standard input, output and error are those of the command, byte for byte. As with ssh, all of our standard input
+    goes to the command, whether it reads it or not: in a loop that reads its own list, use -n.
 
     With --json the output is in the document instead.
     """
@@ -108,8 +108,8 @@ def get(invocation: Invocation, box: str, source: str, target: str) -> None:
 def ssh(invocation: Invocation, box: str, words: tuple[str, ...], *, terminal: bool) -> int:
     """Log in to the guest with OpenSSH's client, or run one command with it.
 
-    The exit status is ssh's: that of the command, or 255. The box is not leased meanwhile: others may snapshot or restore
-    it, which ends the session.
+    The exit status is ssh's: that of the command, or 255. The box is not leased meanwhile: others may snapshot or
+    restore it, which ends the session.
     """
     from vmimagemanager import process
 

@@ -58,8 +58,8 @@ def list_boxes(invocation: Invocation, *, free: bool, used: bool, locked: bool) 
     elif not invocation.quiet:
         screen.note("There are no such boxes." if found else "There are no boxes yet.")
     sys.stdout.flush()
-    for error in errors.values():
-        failures.tell(error)
+    for failure in errors.values():
+        failures.tell(failure)
     codes = {error.exit_code for error in errors.values()}
     return SeveralError.exit_code if len(codes) > 1 else next(iter(codes), 0)
 

@@ -119,6 +119,7 @@ PROGRAM = Program(
     epilog="These options may also stand after the verb. 'vmimagemanager VERB --help' explains a verb, "
     "'man vmimagemanager' everything.",
     no_args_is_help=True,
+    subcommand_metavar="VERB [ARGUMENT]...",
     params=[
         *shared_options(hidden=False),
         json_option(hidden=False),

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vmimagemanager.cli import failures, screen
@@ -92,7 +93,7 @@ def _done(invocation: Invocation, jobs: list[Job[Value]]) -> list[Outcome[Value]
     if len(by_box) == 1:
         do(range(len(jobs)))
     else:
-        _in_threads([lambda numbers=numbers: do(numbers) for numbers in by_box.values()])
+        _in_threads([partial(do, numbers) for numbers in by_box.values()])
     return [outcomes[number] for number in range(len(jobs))]
 
 

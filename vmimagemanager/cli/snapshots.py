@@ -18,6 +18,7 @@ from vmimagemanager.report import deeds
 
 if TYPE_CHECKING:
     from vmimagemanager.box import Box
+    from vmimagemanager.snapshots import Restored, Taken
 
 ADDRESSES = click.argument("addresses", metavar="BOX@SNAPSHOT...", type=SNAPSHOT, nargs=-1, required=True)
 
@@ -31,17 +32,17 @@ def snapshot(invocation: Invocation, addresses: tuple[Address, ...], description
 
     A running box goes on running; SSH sessions to it end. When the engine is not the live one, the reason is printed.
     """
+
+    def job(address: Address) -> Job[Taken]:
+        def deed(box: Box) -> Taken:
+            return box.snapshot(address.snapshot, description=description)
+
+        return Job(title=str(address), box=address.box, deed=deed)
+
     return for_each(
         invocation,
         "snapshot",
-        [
-            Job(
-                title=str(address),
-                box=address.box,
-                deed=lambda box, name=address.snapshot: box.snapshot(name, description=description),
-            )
-            for address in dict.fromkeys(addresses)
-        ],
+        map(job, dict.fromkeys(addresses)),
         lines=lambda title, taken, time: deeds.taken_lines(title, taken, time, verbose=bool(invocation.verbose)),
         document=deeds.taken_document,
     )
@@ -59,13 +60,17 @@ def restore(invocation: Invocation, addresses: tuple[Address, ...]) -> int:
     twice = [box for box, count in Counter(address.box for address in set(addresses)).items() if count > 1]
     if twice:
         raise click.UsageError(f"The box '{twice[0]}' can be restored to one snapshot only.")
+
+    def job(address: Address) -> Job[Restored]:
+        def deed(box: Box) -> Restored:
+            return box.restore(address.snapshot)
+
+        return Job(title=str(address), box=address.box, deed=deed)
+
     return for_each(
         invocation,
         "restore",
-        [
-            Job(title=str(address), box=address.box, deed=lambda box, name=address.snapshot: box.restore(name))
-            for address in dict.fromkeys(addresses)
-        ],
+        map(job, dict.fromkeys(addresses)),
         lines=lambda title, done, time: deeds.restored_lines(title, done, time, verbose=bool(invocation.verbose)),
         document=deeds.restored_document,
     )

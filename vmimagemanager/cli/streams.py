@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import io
 import os
 import sys
 from collections.abc import Callable
@@ -23,8 +22,10 @@ class Streams:
 
     def __init__(self, *, capture: bool = False, all_to_stderr: bool = False) -> None:
         self._broken = False
-        self.stdout: Sink | None = None if capture else self._writer(sys.stderr if all_to_stderr else sys.stdout)
-        self.stderr: Sink | None = None if capture else self._writer(sys.stderr)
+        self.stdout: Sink | None = (
+            None if capture else self._writer((sys.stderr if all_to_stderr else sys.stdout).buffer)
+        )
+        self.stderr: Sink | None = None if capture else self._writer(sys.stderr.buffer)
 
     def __enter__(self) -> Streams:
         return self
@@ -35,9 +36,7 @@ class Streams:
         if self._broken:
             raise BrokenPipeError from error
 
-    def _writer(self, stream: io.TextIOBase | object) -> Sink:
-        buffer: BinaryIO = stream.buffer  # type: ignore[attr-defined]
-
+    def _writer(self, buffer: BinaryIO) -> Sink:
         def write(chunk: bytes) -> None:
             try:
                 buffer.write(chunk)
@@ -53,7 +52,7 @@ class Streams:
 
 
 def given_input() -> bytes | BinaryIO:
-    """Return our standard input, unbuffered: a thread that waits in a buffered one stops the interpreter from ending."""
+    """Return standard input, unbuffered: a thread that waits in a buffered one keeps the interpreter from ending."""
     try:
         descriptor = sys.stdin.fileno()
     except (AttributeError, OSError, ValueError):  # closed, or a test's

@@ -1,4 +1,4 @@
-"""What all verbs have in common: the shared options after the verb, ``--json``, and the guest's command after ``--``."""
+"""What all verbs have in common: shared options after the verb, ``--json``, and the guest's command after ``--``."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Verb(click.Command):
 class GuestVerb(Verb):
     """A verb that ends with ``-- COMMAND [ARGUMENT...]`` for the guest; ``optional`` ones also do without.
 
-    What stands after the first ``--`` is the guest's, word by word: it is never read as an option of ours.  The callback
-    gets it as ``words``.
+    What stands after the first ``--`` is the guest's, word by word: it is never read as an option of ours.  The
+    callback gets it as ``words``.
     """
 
     def __init__(self, *args: Any, optional: bool = False, **settings: Any) -> None:  # noqa: ANN401
@@ -51,15 +51,11 @@ class GuestVerb(Verb):
             own, words = args[:at], args[at + 1 :]
         try:
             rest = super().parse_args(ctx, own)
-        except click.NoSuchOption as error:
-            if not words:
-                error.message = f"{error.format_message()} The guest's command begins after '--'."
-                error.possibilities = None
-            raise
         except click.UsageError as error:
-            if not words and "extra argument" in error.message:
-                error.message = f"{error.message.rstrip('.')}: the guest's command begins after '--'."
-            raise
+            if words:
+                raise
+            message = error.format_message().rstrip(".")
+            raise click.UsageError(f"{message}. The guest's command begins after '--'.", ctx) from error
         if not words and not self.optional and not ctx.resilient_parsing:
             ctx.fail("The guest's command is missing: it begins after '--'.")
         ctx.params["words"] = tuple(words)
@@ -70,7 +66,7 @@ class VerbGroup(click.Group):
     """A verb that has verbs of its own, such as ``image``."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:  # noqa: ANN401
-        super().__init__(*args, **settings)
+        super().__init__(*args, **{"subcommand_metavar": "VERB [ARGUMENT]...", **settings})
         self.params += [*shared_options(hidden=True), json_option(hidden=True)]
 
     def resolve_command(

@@ -93,13 +93,6 @@ def line(value: object, spot: Spot) -> str:
     return value
 
 
-def boolean(value: object, spot: Spot) -> bool:
-    """Read true or false."""
-    if not isinstance(value, bool):
-        raise spot.unexpected(value, "true or false")
-    return value
-
-
 def integer(least: int, most: int) -> Parser:
     """Return the parser of a whole number from ``least`` to ``most``."""
 

@@ -77,7 +77,6 @@ class BoxSettings:
     cpus: int = 1
     network: str = "user"
     user: str = "root"
-    agent: bool = True
     engines: tuple[Engine, ...] = tuple(Engine)
     xml: Path | None = None
     xslt: Path | None = None
@@ -136,7 +135,6 @@ BOX_KEYS: schema.Keys = {
     "cpus": schema.integer(1, 64),
     "network": schema.network,
     "user": schema.user,
-    "agent": schema.boolean,
     "engines": schema.choices(Engine),
     "xml": schema.path,
     "xslt": schema.path,

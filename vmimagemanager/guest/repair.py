@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-from vmimagemanager.errors import GuestError, SnapshotError
+from vmimagemanager.errors import GuestError
 from vmimagemanager.guest.agent import Agent
 from vmimagemanager.guest.result import Result
 
@@ -75,9 +75,19 @@ def plant_and_repair(
     """Read the guest's token and leave ``token`` in its place, set its clock and reseed its random numbers.
 
     Uses perl where the guest has it, else sh, which can set the clock but not make the kernel use the seed at once: the
-    proof says so.  Raises GuestError when the answer makes no sense.
+    proof says so.  ``check`` raises when there is no more hope; GuestError says that the answer makes no sense.
     """
-    result = _run(Agent.run, agent, [token, _now()], limit, architecture)
+
+    def run(argv: list[str]) -> Result:
+        return agent.run(argv, stdin=os.urandom(_SEED), limit=limit, check=check)
+
+    number = str(_CLOCK_SETTIME.get(architecture, 0))
+    try:
+        result = run(["/usr/bin/perl", "-e", _PERL, token, _now(), number])
+    except GuestError as error:
+        if "Failed to execute" not in str(error):
+            raise
+        result = run(["/bin/sh", "-c", _SHELL, "repair", token, _now()])
     words = result.text.split()
     if result.status != 0 or len(words) != 4:
         raise GuestError(
@@ -91,26 +101,6 @@ def plant_and_repair(
         random_reseeded=words[3] == "random=yes",
         seconds=result.seconds,
     )
-
-
-def require_token(proof: Proof, expected: str, snapshot: str) -> None:
-    """Raise SnapshotError unless the guest showed the token that was planted before ``snapshot`` was taken."""
-    if proof.token != expected:
-        raise SnapshotError(
-            f"The guest runs, but it is not the snapshot '{snapshot}': the value kept in its memory is another one.",
-            hint="Restore once more; if this stays, take the snapshot again.",
-        )
-
-
-def _run(agent: Agent, arguments: list[str], limit: timedelta, architecture: str) -> Result:
-    seed = os.urandom(_SEED)
-    number = str(_CLOCK_SETTIME.get(architecture, 0))
-    try:
-        return agent.run(["/usr/bin/perl", "-e", _PERL, *arguments, number], stdin=seed, limit=limit)
-    except GuestError as error:
-        if "Failed to execute" not in str(error):
-            raise
-    return agent.run(["/bin/sh", "-c", _SHELL, "repair", *arguments], stdin=seed, limit=limit)
 
 
 def _now() -> str:

@@ -7,7 +7,7 @@ import shlex
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import BinaryIO
 import paramiko
 
 from vmimagemanager.deadline import Deadline
-from vmimagemanager.errors import GuestError, GuestUnreachableError, HostKeyError
+from vmimagemanager.errors import GuestError, GuestUnreachableError, HostKeyError, HypervisorError
 from vmimagemanager.guest.result import Channel, Result
 
 # The cheapest good algorithms: under emulation the key exchange is most of a connection's time.
@@ -51,16 +51,18 @@ class Session:
     Everything raises GuestUnreachableError when the connection is lost.
     """
 
-    def __init__(self, transport: paramiko.Transport, access: Access) -> None:
+    def __init__(self, transport: paramiko.Transport, access: Access, check: Callable[[], None] = lambda: None) -> None:
         self._transport = transport
+        self._check = check
         self.access = access
 
     @classmethod
     def connect(cls, access: Access, limit: timedelta, check: Callable[[], None] = lambda: None) -> Session:
         """Connect, trying again until ``limit`` is over: an SSH server may come up after the agent.
 
-        ``check`` is called before each try and raises when there is no more hope.  Raises HostKeyError at once when the
-        guest shows another host key, GuestError when it refuses our key, DeadlineError when it stays silent.
+        ``check`` is called before each try, and later while a command runs, and raises when there is no more hope:
+        nothing else tells that a guest died, whose end of the connection is only silent.  Raises HostKeyError at once
+        when the guest shows another host key, GuestError when it refuses our key, DeadlineError when it stays silent.
         """
         deadline = Deadline(limit)
         key = paramiko.Ed25519Key.from_private_key_file(str(access.key))
@@ -86,7 +88,7 @@ class Session:
             hint="Does the guest run an SSH server? 'vmimagemanager console' shows its screen.",
             detail=lambda: "\n".join(f"The last try ended with: {text}." for text in last),
         )
-        return cls(transport, access)
+        return cls(transport, access, check)
 
     @property
     def alive(self) -> bool:
@@ -135,6 +137,8 @@ class Session:
                             reader.join(min(0.5, deadline.remaining))
                             if deadline.expired and reader.is_alive():
                                 raise deadline.error(f"'{line[:80]}' to end in the guest")
+                            if reader.is_alive():
+                                self._require_life()
                     status = _exit_status(channel, deadline)
                 except BaseException:
                     self.close()
@@ -174,6 +178,10 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _require_life(self) -> None:
+        with suppress(HypervisorError):  # libvirt's own trouble is no reason to end a command that runs over SSH
+            self._check()
 
     @contextmanager
     def _lost_connection_translated(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import libvirt
 import libvirt_qemu
 
-from vmimagemanager.errors import GuestUnreachableError, HypervisorError
+from vmimagemanager.errors import DomainNotFoundError, GuestUnreachableError, HypervisorError
 from vmimagemanager.hypervisor import domainxml
 from vmimagemanager.hypervisor.monitor import Monitor
 from vmimagemanager.hypervisor.translate import translated
@@ -48,8 +49,11 @@ class Domain:
         self.monitor = Monitor(domain)
 
     def state(self) -> DomainState:
-        with translated(f"read the state of '{self.name}'"):
-            number, reason = self._domain.state()
+        try:
+            with translated(f"read the state of '{self.name}'"):
+                number, reason = self._domain.state()
+        except DomainNotFoundError:  # somebody undefined it while it ran, and now it has ended
+            return DomainState.OFF
         if number == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_CRASHED:
             return DomainState.CRASHED
         return _STATES.get(number, DomainState.OFF)
@@ -101,7 +105,7 @@ class Domain:
 
     def undefine(self) -> None:
         """Make libvirt forget the domain, with its NVRAM, managed save and snapshot metadata."""
-        with translated(f"undefine '{self.name}'"):
+        with suppress(DomainNotFoundError), translated(f"undefine '{self.name}'"):
             self._domain.undefineFlags(_UNDEFINE)
 
     def save(self, target: Path, definition: domainxml.DomainXml) -> None:

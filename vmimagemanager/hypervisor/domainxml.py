@@ -25,12 +25,18 @@ if TYPE_CHECKING:
 
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 OURS = "https://vmimagemanager/domain/1"
+_XSLT = "http://www.w3.org/1999/XSL/Transform"
 FORMAT = 1
 RAM_ID = "vmim-ram"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 # Skips some 400 monitor round trips at each start (0.2 s): libvirt then asks for the CPU's properties in one old query.
 SLOW_CPU_QUERY = "cpu-unavailable-features"
 _OUR_ARGUMENTS = (("-machine", f"memory-backend={RAM_ID}"), ("-incoming", "defer"))
+_MEMORY_UNITS = {"b": 1, "bytes": 1} | {  # libvirt takes them in any case
+    f"{letter}{ending}": base**power
+    for power, letter in enumerate("kmgtpe", 1)
+    for ending, base in (("", 1024), ("ib", 1024), ("b", 1000))
+}
 _PORTS = 10  # one for each device, and some to plug into a running guest
 
 
@@ -129,14 +135,17 @@ class DomainXml:
 
     def transformed(self, stylesheet: Path) -> DomainXml:
         """Apply a site's XSLT, which may read and write nothing but the tree; raise ConfigError when it fails."""
+        program = _parse(read_file(stylesheet), source=f"'{stylesheet}'")
+        # libxslt reads these while it compiles, before any access control is asked.
+        if any(True for _ in program.iter(f"{{{_XSLT}}}include", f"{{{_XSLT}}}import")):
+            raise ConfigError(f"The stylesheet '{stylesheet}' includes or imports another file: expected one file.")
         try:
-            transform = etree.XSLT(
-                _parse(read_file(stylesheet), source=f"'{stylesheet}'"), access_control=etree.XSLTAccessControl.DENY_ALL
-            )
-            root = transform(copy.deepcopy(self._root)).getroot()
-        except etree.XSLTError as error:
-            raise ConfigError(f"The stylesheet '{stylesheet}' could not be applied: {error}.") from error
-        if root.tag != "domain":
+            transform = etree.XSLT(program, access_control=etree.XSLTAccessControl.DENY_ALL)
+            root: Element | None = transform(copy.deepcopy(self._root)).getroot()
+        except etree.LxmlError as error:
+            said = str(error).strip().rstrip(".")
+            raise ConfigError(f"The stylesheet '{stylesheet}' could not be applied: {said}.") from error
+        if root is None or root.tag != "domain":  # the result was text, or nothing
             raise ConfigError(f"The stylesheet '{stylesheet}' did not return a <domain>.")
         return DomainXml(root)
 
@@ -215,7 +224,7 @@ class DomainXml:
         return Ownership(
             box=element.get("name", ""),
             state_directory=element.get("state-directory", ""),
-            format=int(element.get("format", "0")),
+            format=int(number) if (number := element.get("format", "")).isdecimal() else 0,
         )
 
     @property
@@ -223,9 +232,11 @@ class DomainXml:
         element = self._root.find("memory")
         if element is None or element.text is None:
             raise ConfigError("The domain XML does not say how much memory the guest has: expected <memory>.")
-        units = {"b": 1, "bytes": 1, "KB": 1000, "MB": 10**6, "GB": 10**9}
-        factors = {"k": 1 << 10, "KiB": 1 << 10, "M": 1 << 20, "MiB": 1 << 20, "G": 1 << 30, "GiB": 1 << 30, **units}
-        return Size(int(element.text) * factors[element.get("unit", "KiB")])
+        number, unit = element.text.strip(), element.get("unit", "KiB")
+        factor = _MEMORY_UNITS.get(unit.lower())
+        if factor is None or not number.isdecimal():
+            raise ConfigError(f"The domain XML says that the guest has '{number} {unit}' of memory, which is no size.")
+        return Size(int(number) * factor)
 
     @property
     def ram_file(self) -> RamFile | None:
@@ -370,6 +381,7 @@ def _lay_network(devices: Element, parts: Parts) -> None:
     for child in list(ours):
         if child.tag not in ("address", "boot"):
             ours.remove(child)
+    ours.attrib.clear()
     _child(ours, "mac", address=parts.mac)
     if parts.network == "user":
         ours.set("type", "user")

@@ -63,7 +63,7 @@ class Monitor:
         Raises HypervisorError or DeadlineError; the guest is then still there, paused, and ``target`` is to be removed.
         """
         deadline = Deadline(limit)
-        self._ignore_shared(True)
+        self.ignore_shared(True)
         ours, theirs = socket.socketpair()
         with ours, theirs, target.open("wb") as stream:
             reader = threading.Thread(target=_copy_from, args=(ours, stream), daemon=True)
@@ -75,17 +75,17 @@ class Monitor:
                 status = deadline.wait_for("QEMU to write its device state", self._outgoing_result, every=0.002)
             except BaseException:
                 self.command("migrate_cancel")
-                self._ignore_shared(False)
+                self.ignore_shared(False)
                 raise
             reader.join(deadline.remaining)
         if status["status"] != "completed" or reader.is_alive():
-            self._ignore_shared(False)
+            self.ignore_shared(False)
             raise HypervisorError(f"QEMU did not write its device state: {status.get('error-desc', status['status'])}.")
 
     def load_device_state(self, source: Path, limit: timedelta) -> None:
         """Read the state that `save_device_state` wrote into a guest that was started with ``-incoming defer``."""
         deadline = Deadline(limit)
-        self._ignore_shared(True)
+        self.ignore_shared(True)
         ours, theirs = socket.socketpair()
         with ours, theirs, source.open("rb") as stream:
             writer = threading.Thread(target=_copy_to, args=(ours, stream), daemon=True)
@@ -94,9 +94,10 @@ class Monitor:
             writer.start()
             self.command("migrate-incoming", uri=f"fd:{_STREAM}")
             deadline.wait_for("QEMU to read its device state", self._has_arrived, every=0.002)
-        self._ignore_shared(False)  # or a later save of libvirt's would leave the RAM out, too
+        self.ignore_shared(False)  # or a later save of libvirt's would leave the RAM out, too
 
-    def _ignore_shared(self, state: bool) -> None:
+    def ignore_shared(self, state: bool) -> None:
+        """Leave shared RAM out of later migrations and saves, or no longer."""
         capability = {"capability": "x-ignore-shared", "state": state}
         self.command("migrate-set-capabilities", capabilities=[capability])
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import libvirt
 
 from vmimagemanager.errors import (
+    ConfigError,
     DomainNotFoundError,
     GuestUnreachableError,
     HypervisorError,
@@ -24,6 +25,7 @@ _UNREACHABLE = {
     libvirt.VIR_ERR_AUTH_CANCELLED,
     libvirt.VIR_ERR_AUTH_UNAVAILABLE,
 }
+_XML = {libvirt.VIR_ERR_XML_ERROR, libvirt.VIR_ERR_XML_DETAIL, libvirt.VIR_ERR_XML_INVALID_SCHEMA}
 _AGENT = {libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED}
 
 
@@ -46,6 +48,11 @@ def _ours(deed: str, error: libvirt.libvirtError) -> VmimError:
     said = (error.get_error_message() or str(error)).strip().rstrip(".")
     if code == libvirt.VIR_ERR_NO_DOMAIN:
         return DomainNotFoundError(f"libvirt could not {deed}: {said}.", hint="vmimagemanager list")
+    if code in _XML:
+        return ConfigError(
+            f"libvirt could not {deed}, because it does not accept its XML: {' '.join(said.split())}.",
+            hint="Look at the box's own XML and stylesheet; 'virt-xml-validate FILE domain' tells more.",
+        )
     if code in _AGENT:
         return GuestUnreachableError(f"The guest agent does not answer: {said}.", hint="vmimagemanager doctor")
     if error.get_error_domain() in (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE) and code in _UNREACHABLE:

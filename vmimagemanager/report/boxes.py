@@ -57,13 +57,8 @@ def lines(status: Status) -> list[str]:
         *(("hook", _hook(hook)) for hook in hooks),
     ]
     if status.drift:
-        facts.append(
-            (
-                "drift",
-                f"the configuration says otherwise about {', '.join(status.drift)}: "
-                f"'vmimagemanager define --update {status.name}' applies it",
-            )
-        )
+        apply = f"'vmimagemanager define --update {status.name}' applies it"
+        facts.append(("drift", f"the configuration says otherwise about {', '.join(status.drift)}: {apply}"))
     width = max(len(key) for key, _ in facts)
     return [status.name, *(f"  {key:{width}}  {value}" for key, value in facts)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vmimagemanager.config import Engine
+from vmimagemanager.durable import require_space
 from vmimagemanager.errors import DomainNotFoundError
 from vmimagemanager.hypervisor import launch
 from vmimagemanager.hypervisor.domain import Domain
@@ -19,8 +20,11 @@ class SavedEngine:
         return f"QEMU cannot migrate the guest: {'; '.join(blockers)}." if blockers else None
 
     def take(self, subject: Subject, domain: Domain, stage: SnapshotFolder) -> None:
+        definition = domain.portable_definition()
+        require_space(stage.path, definition.ram, purpose=f"Saving the memory of '{subject.folder.name}'")
+        domain.monitor.ignore_shared(False)  # a live snapshot that was interrupted may have left it on
         # libvirt ends the guest when it has written all; until then, a failure leaves it running.
-        domain.save(stage.saved, self._definition(subject, domain.portable_definition()))
+        domain.save(stage.saved, self._definition(subject, definition))
 
     def finish(self, domain: Domain) -> None:
         return

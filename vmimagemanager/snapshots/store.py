@@ -17,8 +17,16 @@ from pathlib import Path
 from vmimagemanager import disks
 from vmimagemanager.config import Engine
 from vmimagemanager.deadline import Stopwatch
-from vmimagemanager.durable import fsync_path, make_folder, publish, remove_tree, replace_file, translate_os_errors
-from vmimagemanager.errors import SnapshotError, StateError, VmimError
+from vmimagemanager.durable import (
+    fsync_path,
+    make_folder,
+    publish,
+    remove_tree,
+    replace_file,
+    require_space,
+    translate_os_errors,
+)
+from vmimagemanager.errors import SnapshotError, SpaceError, StateError, VmimError
 from vmimagemanager.hypervisor import launch
 from vmimagemanager.hypervisor.connection import Hypervisor
 from vmimagemanager.hypervisor.domain import Domain, DomainState
@@ -29,8 +37,10 @@ from vmimagemanager.snapshots.manifest import Manifest
 from vmimagemanager.snapshots.saved import SavedEngine
 from vmimagemanager.snapshots.subject import GuestProof, SnapshotEngine, Subject
 from vmimagemanager.state import BoxFolder, SnapshotFolder, staged_folder
+from vmimagemanager.units import Size
 
 _log = logging.getLogger(__name__)
+_ROOM = Size(16 << 20)  # a device state, an empty overlay and some records, many times over
 
 _ENGINES: dict[Engine, SnapshotEngine] = {
     Engine.LIVE: LiveEngine(),
@@ -77,45 +87,51 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
             hint=f"Choose another name, or remove it: vmimagemanager snapshot-remove {folder.name}@{name}",
         )
     make_folder(folder.snapshots)
+    require_space(folder.snapshots, _ROOM, purpose=f"A snapshot of '{folder.name}'")
     watch = Stopwatch()
     with staged_folder(folder.snapshots / name) as path:
         path.chmod(0o711)
         stage = SnapshotFolder(path)
         definition = DomainXml.read(folder.definition) if domain is None else domain.portable_definition()
+        plain = definition.with_ram_file(None)
+        replace_file(stage.definition, plain.text().encode(), mode=0o600)
         boot_id = ""
         if domain is not None:
             boot_id = subject.plant(domain, token).boot_id
             watch.lap("plant")
         parent = standing_on(folder)
-        engine, reasons = _engine_took(subject, domain, stage)
-        watch.lap("memory")
         layer = secrets.token_hex(8)
-        _freeze(folder, layer)
-        plain = definition.with_ram_file(None)
-        replace_file(stage.definition, plain.text().encode(), mode=0o600)
-        host = subject.hypervisor.host
-        Manifest(
-            name=name,
-            engine=engine.kind,
-            created=datetime.now(UTC).replace(microsecond=0),
-            owner=owner,
-            description=description,
-            running=domain is not None,
-            layer=layer,
-            token=token if domain is not None and engine.kind is not Engine.DISK else "",
-            boot_id=boot_id,
-            parent=parent,
-            ram=plain.ram,
-            machine=plain.machine,
-            libvirt=host.libvirt,
-            qemu=host.qemu,
-            why_not=reasons,
-        ).write(stage)
-        publish(path, folder.snapshots / name)
+        try:
+            engine, reasons = _engine_took(subject, domain, stage)
+            watch.lap("memory")
+            _freeze(folder, layer)
+            successor = _new_overlay(subject.hypervisor, folder, folder.layer(layer))
+            host = subject.hypervisor.host
+            Manifest(
+                name=name,
+                engine=engine.kind,
+                created=datetime.now(UTC).replace(microsecond=0),
+                owner=owner,
+                description=description,
+                running=domain is not None,
+                layer=layer,
+                token=token if domain is not None and engine.kind is not Engine.DISK else "",
+                boot_id=boot_id,
+                parent=parent,
+                ram=plain.ram,
+                machine=plain.machine,
+                libvirt=host.libvirt,
+                qemu=host.qemu,
+                why_not=reasons,
+            ).write(stage)
+            publish(path, folder.snapshots / name)
+        except BaseException as error:
+            _undo(subject, domain, stage, layer=layer, boot=isinstance(error, VmimError))
+            raise
     watch.lap("disk")
     if domain is not None:
         engine.finish(domain)
-    _thaw(subject, layer)
+    _put_in_place(successor, folder)
     if domain is not None:
         continued = engine.bring_back(subject, folder.snapshot(name))
         if engine.kind is not Engine.DISK:
@@ -134,10 +150,12 @@ def restore(subject: Subject, domain: Domain | None, name: str, *, next_token: s
     manifest = find(folder, name)
     snapshot = folder.snapshot(name)
     _require_files(folder, snapshot, manifest)
+    _require_room(folder, manifest)
     watch = Stopwatch()
     if domain is not None:
         domain.end()
         watch.lap("end")
+    remove_tree(folder.console_log)  # a panic in it would be taken for one of the guest that comes now
     _thaw(subject, manifest.layer)
     watch.lap("overlay")
     if not manifest.running:
@@ -261,8 +279,10 @@ def _engine_took(
             try:
                 engine.take(subject, domain, stage)
                 return engine, tuple(reasons)
+            except SpaceError:  # no engine needs less
+                raise
             except VmimError as error:
-                _empty(stage.path)
+                _empty(stage)
                 if domain.state() is not DomainState.RUNNING and kind is not Engine.DISK:
                     raise
                 refusal = str(error)
@@ -285,6 +305,27 @@ def _prove(subject: Subject, domain: Domain, token: str, name: str, *, next_toke
     return proof
 
 
+def _undo(subject: Subject, domain: Domain | None, stage: SnapshotFolder, *, layer: str, boot: bool) -> None:
+    """Put back what a snapshot that failed half-way took: the disk, and the guest that stood still or was ended."""
+    folder = subject.folder
+    if not stage.path.exists():  # it is published, and `settle` finishes it
+        return
+    try:
+        if folder.layer(layer).exists():
+            folder.overlay.chmod(0o644)
+            remove_tree(folder.layer(layer))
+        _sweep_overlays(folder)
+        state = DomainState.RUNNING if domain is None else domain.state()
+        if domain is not None and state is DomainState.PAUSED:
+            domain.resume()
+        elif state is DomainState.OFF and stage.saved.exists():
+            _ENGINES[Engine.SAVED].bring_back(subject, stage)
+        elif state is DomainState.OFF and boot:
+            subject.boot()
+    except VmimError as error:
+        _log.warning("the box '%s' could not be put back after a failed snapshot: %s", folder.name, error)
+
+
 def _freeze(folder: BoxFolder, layer: str) -> None:
     make_folder(folder.layers)
     with translate_os_errors("freeze", folder.overlay):
@@ -300,16 +341,24 @@ def _thaw(subject: Subject, layer: str) -> None:
 
 def renew_overlay(hypervisor: Hypervisor, folder: BoxFolder, backing: Path) -> None:
     """Give a box a new, empty overlay on ``backing``, in one rename; on failure it keeps the old one."""
+    _put_in_place(_new_overlay(hypervisor, folder, backing), folder)
+
+
+def _new_overlay(hypervisor: Hypervisor, folder: BoxFolder, backing: Path) -> Path:
     staged = folder.overlay.with_name(f".{folder.overlay.name}.{os.getpid()}")
     staged.unlink(missing_ok=True)
     disks.create_overlay(staged, backing)
     try:
         launch.give_to_qemu(hypervisor, staged)
-        with translate_os_errors("replace", folder.overlay):
-            staged.replace(folder.overlay)
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
+    return staged
+
+
+def _put_in_place(staged: Path, folder: BoxFolder) -> None:
+    with translate_os_errors("replace", folder.overlay):
+        staged.replace(folder.overlay)
 
 
 def _layer_of_overlay(folder: BoxFolder) -> str | None:
@@ -335,14 +384,30 @@ def _require_files(folder: BoxFolder, snapshot: SnapshotFolder, manifest: Manife
             )
 
 
+def _require_room(folder: BoxFolder, manifest: Manifest) -> None:
+    """Raise SpaceError, while the guest still runs, when a restore would find the disk full."""
+    needed = _ROOM.bytes
+    if manifest.running and manifest.engine is not Engine.LIVE:
+        needed += manifest.ram.bytes  # a RAM file of its own, in place of the one that goes
+        if folder.ram.exists() and folder.ram.stat().st_nlink == 1:
+            needed -= folder.ram.stat().st_blocks * 512
+    require_space(folder.path, Size(max(needed, _ROOM.bytes)), purpose=f"Restoring '{folder.name}'")
+
+
 def _sweep_stages(folder: BoxFolder) -> None:
-    leftovers = [*folder.path.glob(".overlay.qcow2.*")]
+    _sweep_overlays(folder)
     if folder.snapshots.is_dir():
-        leftovers += [entry for entry in folder.snapshots.iterdir() if entry.name.startswith(".")]
-    for leftover in leftovers:
+        for entry in folder.snapshots.iterdir():
+            if entry.name.startswith("."):
+                remove_tree(entry)
+
+
+def _sweep_overlays(folder: BoxFolder) -> None:
+    for leftover in folder.path.glob(".overlay.qcow2.*"):
         remove_tree(leftover)
 
 
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        remove_tree(entry)
+def _empty(stage: SnapshotFolder) -> None:
+    for entry in stage.path.iterdir():
+        if entry != stage.definition:
+            remove_tree(entry)
