@@ -6,7 +6,6 @@ test uses the fixture.  ``vmimagemanager-pytest(7)`` describes options, ini keys
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 SNAPSHOT = "clean"
 MARKER = "vmim(box=NAME, snapshot=NAME): the test machine and the snapshot that the fixture 'box' hands to this test"
-_ESCAPE_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[ -/]*[0-Z\\-~])")  # ECMA-48: colours, moves of the cursor
 _CONSOLE_LINES = 30
 _CONSOLE_BYTES = 64 << 10
 
@@ -117,8 +115,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     leased = item.stash.get(_box_in_use, None)
     if leased is not None and report.failed:
+        from vmimagemanager.guest.console import last_lines
+
         with suppress(VmimError, OSError):  # a test's failure is never hidden behind one of ours
-            lines = _last_lines(leased.console_log())
+            lines = last_lines(leased.console_log()[-_CONSOLE_BYTES:], _CONSOLE_LINES)
             if lines:
                 report.sections.append((f"Console of the guest '{leased.name}', last lines", lines))
     return report
@@ -149,9 +149,3 @@ def _failed(error: VmimError) -> BaseException:
     hint = "Wait longer with --vmim-wait, or end that process." if type(error) is LeaseError else error.hint
     text = "\n".join(part for part in (f"vmimagemanager: {error.message}", error.detail, hint) if part)
     return pytest.fail.Exception(text, pytrace=False)
-
-
-def _last_lines(console: bytes) -> str:
-    text = _ESCAPE_SEQUENCE.sub("", console[-_CONSOLE_BYTES:].decode("utf-8", "replace"))
-    lines = ["".join(character for character in line if character.isprintable()) for line in text.splitlines()]
-    return "\n".join([line for line in lines if line.strip()][-_CONSOLE_LINES:])

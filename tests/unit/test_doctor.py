@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import socket
 import stat
@@ -226,6 +227,15 @@ ACL = [(0x01, 7, 0), (0x02, 5, 64055), (0x04, 6, 0), (0x08, 7, 500), (0x10, 5, 0
 )
 def test_an_access_control_list_is_judged_as_the_kernel_does(account: Account, wanted: int, allowed: bool) -> None:
     assert access.granted(account, (10, 20), ACL, wanted) is allowed
+
+
+def test_an_account_has_the_groups_of_its_user_beside_the_one_that_it_is_given() -> None:
+    entry = pwd.getpwuid(os.getuid())
+    given = max(entry.pw_gid, 60000) + 1
+    account = Account.of(entry.pw_uid, given)
+    assert account.name == entry.pw_name
+    assert {given, entry.pw_gid} <= account.groups
+    assert Account.of(4_000_000, given) == Account(4_000_000, frozenset({given}), "4000000")
 
 
 def test_a_group_that_is_refused_does_not_fall_back_to_others() -> None:

@@ -10,6 +10,7 @@ from vmimagemanager.boxes.site import Site
 from vmimagemanager.durable import translate_os_errors
 from vmimagemanager.errors import BoxError, GuestPanicError, GuestUnreachableError, SpaceError
 from vmimagemanager.guest.agent import Agent
+from vmimagemanager.guest.console import last_lines
 from vmimagemanager.guest.session import Access, Session
 from vmimagemanager.hypervisor.domain import Domain, DomainState
 from vmimagemanager.state import BoxFolder
@@ -66,10 +67,8 @@ def check_alive(domain: Domain, folder: BoxFolder) -> None:
 
 
 def console_tail(folder: BoxFolder) -> str:
-    """Return the last lines that the guest printed on its serial console, without control characters."""
-    text = _console_bytes(folder).decode("utf-8", "replace")
-    lines = ["".join(character for character in line if character.isprintable()) for line in text.splitlines()]
-    return "\n".join([line for line in lines if line.strip()][-_QUOTED_LINES:])
+    """Return the last lines that the guest printed on its serial console."""
+    return last_lines(_console_bytes(folder), _QUOTED_LINES)
 
 
 def access(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Access:

@@ -91,12 +91,12 @@ class BoxSettings:
 
     @classmethod
     def from_record(cls, record: Mapping[str, object], *, source: str) -> BoxSettings:
-        """Read what `to_record` returned; what is missing gets its default.
+        """Read what `to_record` returned; what is missing gets its default, and keys of an older program are left out.
 
-        Raises StateError that names ``source`` and the key when the record is damaged or newer than this program.
+        Raises StateError that names ``source`` and the key when the record is damaged.
         """
         spot = Spot(prefix=f"In the record '{source}', ", folder=Path("/"), error=StateError)
-        return cls(**arguments(schema.read_table(record, BOX_KEYS, spot)))
+        return cls(**arguments(schema.read_table({key: record[key] for key in record if key in BOX_KEYS}, BOX_KEYS, spot)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

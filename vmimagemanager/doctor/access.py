@@ -29,13 +29,15 @@ class Account:
 
     @classmethod
     def of(cls, user: int, group: int) -> Account:
-        """Return the account that a program gets which runs as ``user`` and ``group`` with all the user's groups."""
+        """Return the account of a program that libvirt starts as ``user`` and ``group``.
+
+        As virGetGroupList does, it has the user's groups of the user database, its own primary one included, too.
+        """
         try:
-            name = pwd.getpwuid(user).pw_name
-            groups = os.getgrouplist(name, group)
+            entry = pwd.getpwuid(user)
         except KeyError:
-            name, groups = str(user), [group]
-        return cls(user, frozenset(groups), name)
+            return cls(user, frozenset({group}), str(user))
+        return cls(user, frozenset({group, *os.getgrouplist(entry.pw_name, entry.pw_gid)}), entry.pw_name)
 
 
 def may(account: Account, path: Path, wanted: int) -> bool:

@@ -7,7 +7,7 @@ import shlex
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +26,8 @@ _KEY_EXCHANGES = ("curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
 _HOST_KEY_TYPE = "ssh-ed25519"
 _CHUNK = 1 << 16
 _TRY = 10.0
+_ENDING = 0.5
+_ANSWER = timedelta(seconds=20)
 _CONNECTION_LOST = (paramiko.SSHException, EOFError, OSError)
 
 _LOG = logging.getLogger(f"{__name__}.paramiko")
@@ -120,33 +122,34 @@ class Session:
     ) -> Result:
         """Run a line in the user's login shell, as `run` does."""
         deadline = Deadline(limit if limit is not None else timedelta(days=365))
-        with self._lost_connection_translated():
-            channel = self._transport.open_session(timeout=_TRY)
-            with channel:
-                channel.exec_command(line)
-                feeder = threading.Thread(target=_feed, args=(channel, stdin), daemon=True)
-                feeder.start()
-                kept: tuple[list[bytes], list[bytes]] = ([], [])
-                readers = [
-                    _Reader(channel.recv, stdout or kept[0].append),
-                    _Reader(channel.recv_stderr, stderr or kept[1].append),
-                ]
-                try:
-                    for reader in readers:
-                        while reader.is_alive():
-                            reader.join(min(0.5, deadline.remaining))
-                            if deadline.expired and reader.is_alive():
-                                raise deadline.error(f"'{line[:80]}' to end in the guest")
-                            if reader.is_alive():
-                                self._require_life()
-                    status = _exit_status(channel, deadline)
-                except BaseException:
-                    self.close()
-                    raise
+        awaited = f"'{line[:80]}' to end in the guest"
+        kept: tuple[list[bytes], list[bytes]] = ([], [])
+        with self._lost_connection_translated(), self._channel() as channel:
+            self._request(channel.exec_command, line, deadline, awaited)
+            feeder = _Feeder(channel, stdin)
+            readers = [
+                _Reader(channel.recv, stdout or kept[0].append),
+                _Reader(channel.recv_stderr, stderr or kept[1].append),
+            ]
+            try:
                 for reader in readers:
-                    reader.raise_failure()
-        if status < 0 and not self.alive:
-            raise GuestUnreachableError(f"The connection to the guest was lost while '{line[:80]}' ran.")
+                    while reader.is_alive():
+                        reader.join(min(0.5, deadline.remaining))
+                        if deadline.expired and reader.is_alive():
+                            raise deadline.error(awaited)
+                        if reader.is_alive():
+                            self._require_life()
+                status = _exit_status(channel, deadline)
+            except BaseException:
+                self.close()
+                raise
+        for failure in (feeder.failure, *(reader.failure for reader in readers)):
+            if failure is not None:
+                raise failure
+        if status < 0:
+            self._transport.join(_ENDING)  # a lost connection ends its channels first, and only then itself
+            if not self.alive:
+                raise GuestUnreachableError(f"The connection to the guest was lost while '{line[:80]}' ran.")
         return Result(
             command=line,
             status=status if status >= 0 else 255,
@@ -159,14 +162,14 @@ class Session:
     @contextmanager
     def files(self) -> Iterator[paramiko.SFTPClient]:
         """Open the guest's SFTP server."""
-        with self._lost_connection_translated():
-            client = paramiko.SFTPClient.from_transport(self._transport)
-            if client is None:
-                raise GuestError(
-                    "The guest's SSH server has no SFTP.", hint="Install openssh-sftp-server in the image."
-                )
-            with client:
+        with ExitStack() as stack:
+            with self._lost_connection_translated():
+                channel = stack.enter_context(self._channel())
+                client = stack.enter_context(self._sftp_client(channel))
+            try:
                 yield client
+            except (paramiko.SSHException, EOFError) as error:
+                raise _lost(error) from error
 
     def close(self) -> None:
         self._transport.close()
@@ -183,14 +186,81 @@ class Session:
         with suppress(HypervisorError):  # libvirt's own trouble is no reason to end a command that runs over SSH
             self._check()
 
+    def _channel(self) -> paramiko.Channel:
+        return self._transport.open_session(timeout=Deadline(_ANSWER).remaining)
+
+    def _sftp_client(self, channel: paramiko.Channel) -> paramiko.SFTPClient:
+        answer = Deadline(_ANSWER)
+        try:
+            self._request(channel.invoke_subsystem, "sftp", answer, "the guest's SFTP server to answer")
+            channel.settimeout(answer.limit.total_seconds())  # for each answer from now on
+            return paramiko.SFTPClient(channel)
+        except _CONNECTION_LOST as error:
+            self._transport.join(_ENDING)
+            if not self.alive:
+                raise
+            raise GuestError(
+                "The guest's SSH server has no SFTP.", hint="Install openssh-sftp-server in the image."
+            ) from error
+
+    def _request(self, request: Callable[[str], None], argument: str, deadline: Deadline, awaited: str) -> None:
+        """Make a request of a channel, whose answer paramiko would wait for without an end."""
+        answer = Deadline(_ANSWER)
+        if deadline.remaining < answer.remaining:
+            answer = deadline
+        watchdog = threading.Timer(answer.remaining, self.close)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            request(argument)
+        except _CONNECTION_LOST as error:
+            if answer.expired:
+                raise answer.error(awaited) from error
+            raise
+        finally:
+            watchdog.cancel()
+
     @contextmanager
     def _lost_connection_translated(self) -> Iterator[None]:
         try:
             yield
-        except (paramiko.SSHException, EOFError) as error:
-            raise GuestUnreachableError(
-                f"The SSH connection to the guest failed: {str(error) or type(error).__name__}."
-            ) from error
+        except _CONNECTION_LOST as error:
+            raise _lost(error) from error
+
+
+class _Feeder(threading.Thread):
+    """Moves the source to standard input; when the source fails, the program is not to take what it got for all."""
+
+    def __init__(self, channel: paramiko.Channel, source: bytes | BinaryIO) -> None:
+        super().__init__(daemon=True)
+        self._channel = channel
+        self._source = source
+        self.failure: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for chunk in self._chunks():
+                self._channel.sendall(chunk)
+            self._channel.shutdown_write()
+        except _CONNECTION_LOST:  # the program ended without reading it all
+            return
+
+    def _chunks(self) -> Iterator[bytes]:
+        if isinstance(self._source, bytes):
+            yield self._source
+            return
+        read = getattr(self._source, "read1", self._source.read)
+        while True:
+            try:
+                chunk = read(_CHUNK)
+            except Exception as error:  # noqa: BLE001 - the source is the caller's: what it raises is raised to him
+                self.failure = error
+                self._channel.close()
+                return
+            if not chunk:
+                return
+            yield chunk
 
 
 class _Reader(threading.Thread):
@@ -200,7 +270,7 @@ class _Reader(threading.Thread):
         super().__init__(daemon=True)
         self._receive = receive
         self._sink = sink
-        self._failure: Exception | None = None
+        self.failure: Exception | None = None
         self.start()
 
     def run(self) -> None:
@@ -211,15 +281,15 @@ class _Reader(threading.Thread):
                 return
             if not chunk:
                 return
-            if self._failure is None:
+            if self.failure is None:
                 try:
                     self._sink(chunk)
-                except OSError as error:
-                    self._failure = error
+                except Exception as error:  # noqa: BLE001 - the sink is the caller's: what it raises is raised to him
+                    self.failure = error
 
-    def raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+
+def _lost(error: Exception) -> GuestUnreachableError:
+    return GuestUnreachableError(f"The SSH connection to the guest failed: {str(error) or type(error).__name__}.")
 
 
 def _transport(access: Access, key: paramiko.PKey, seconds: float) -> paramiko.Transport:
@@ -254,19 +324,6 @@ def _transport(access: Access, key: paramiko.PKey, seconds: float) -> paramiko.T
 
 def _available(wanted: Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in wanted if name in offered)
-
-
-def _feed(channel: paramiko.Channel, source: bytes | BinaryIO) -> None:
-    try:
-        if isinstance(source, bytes):
-            channel.sendall(source)
-        else:
-            read = getattr(source, "read1", source.read)
-            while chunk := read(_CHUNK):
-                channel.sendall(chunk)
-        channel.shutdown_write()
-    except (OSError, EOFError, paramiko.SSHException):  # the program ended without reading it all
-        return
 
 
 def _exit_status(channel: paramiko.Channel, deadline: Deadline) -> int:

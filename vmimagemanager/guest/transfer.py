@@ -16,6 +16,8 @@ from vmimagemanager.durable import remove_tree, translate_os_errors
 from vmimagemanager.errors import TransferError
 from vmimagemanager.guest.session import Session
 
+_DEEPEST = 200  # folders: a guest could make believe that there is no end
+
 
 def put(session: Session, source: Path, target: PurePosixPath) -> int:
     """Copy a file or a folder into the guest, with permissions and symbolic links; return the bytes of its files.
@@ -72,7 +74,7 @@ def _put(client: paramiko.SFTPClient, source: Path, target: str) -> int:
         client.chmod(part, stat.S_IMODE(source.stat().st_mode))
         client.posix_rename(part, target)
         return source.stat().st_size
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that one of both sides has no bytes for
         raise TransferError(f"'{source}' cannot be copied to '{target}' in the guest: {_reason(error)}.") from error
 
 
@@ -80,6 +82,8 @@ def _get(client: paramiko.SFTPClient, source: str, target: Path, *, follow: bool
     try:
         status = client.stat(source) if follow else client.lstat(source)
         mode = status.st_mode or 0
+        if len(PurePosixPath(source).parts) > _DEEPEST:
+            raise TransferError(f"'{source[:80]}…' in the guest lies too deep.")
         if stat.S_ISLNK(mode):
             target.symlink_to(client.readlink(source) or "")
             return 0
@@ -100,7 +104,7 @@ def _get(client: paramiko.SFTPClient, source: str, target: Path, *, follow: bool
             copied = client.getfo(source, stream)
             os.fchmod(descriptor, stat.S_IMODE(mode) & 0o777)
         return copied
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise TransferError(f"'{source}' cannot be copied out of the guest: {_reason(error)}.") from error
 
 
@@ -122,5 +126,5 @@ def _safe(name: str) -> str:
     return name
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pwd
 from datetime import timedelta
 from pathlib import Path
 
 from vmimagemanager import process
 from vmimagemanager.errors import ToolError
+from vmimagemanager.locks import user_name
 
 _LIMIT = timedelta(minutes=5)
 # Each setting, the value that forbids user namespaces, and the command that allows them.
@@ -52,7 +52,7 @@ def _helper(*argv: str) -> list[str | Path]:
 def _diagnosis() -> tuple[str, str]:
     if process.find("newuidmap") is None:
         return "the program 'newuidmap' is missing, which maps user ids", "apt-get install uidmap"
-    user = pwd.getpwuid(os.getuid()).pw_name
+    user = user_name()
     for table, option in (("subuid", "--add-subuids"), ("subgid", "--add-subgids")):
         if not _has_line(Path("/etc") / table, user):
             return f"the user '{user}' has no line in /etc/{table}", f"As root: usermod {option} 100000-165535 {user}"

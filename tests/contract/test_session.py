@@ -1,0 +1,408 @@
+"""The SSH session: what it promises, over an SSH server in this process and, in tests/vm, over a real guest's."""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import socket
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path, PurePosixPath
+
+import paramiko
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vmimagemanager import keys
+from vmimagemanager.errors import (
+    CommandFailedError,
+    DeadlineError,
+    GuestError,
+    GuestPanicError,
+    GuestUnreachableError,
+    HostKeyError,
+    TransferError,
+)
+from vmimagemanager.guest import session as session_module
+from vmimagemanager.guest import transfer
+from vmimagemanager.guest.session import Access, Session
+
+LIMIT = timedelta(seconds=20)
+SOON = timedelta(milliseconds=300)
+BIG = 3 << 20
+BOTH_STREAMS = f"head -c {BIG} /dev/zero & head -c {BIG} /dev/zero | tr '\\0' x >&2; wait"
+
+
+class Contract:
+    """What holds for every session; ``session`` is open, and ``folder`` is an empty folder at its other end."""
+
+    def test_a_commands_words_arrive_as_they_are(self, session: Session) -> None:
+        words = ["a b", "", "*", "$HOME", "`id`", "'", '"', "\\", "\n", "ü", "-n", ";", "&&"]
+        result = session.run(["printf", "%s\\0", *words])
+        assert result.stdout.decode().split("\0")[:-1] == words
+        assert result.channel == "ssh"
+        assert result.seconds > 0
+
+    def test_both_streams_come_whole_and_apart(self, session: Session) -> None:
+        result = session.shell(BOTH_STREAMS)
+        assert (len(result.stdout), len(result.stderr)) == (BIG, BIG)
+        assert (set(result.stdout), set(result.stderr)) == ({0}, {ord("x")})
+
+    def test_standard_input_comes_whole_and_ends(self, session: Session) -> None:
+        content = os.urandom(BIG)
+        assert session.run(["cat"], stdin=content).stdout == content
+        assert session.run(["cat"], stdin=io.BytesIO(content)).stdout == content
+        assert session.run(["cat"]).stdout == b""
+
+    def test_a_program_need_not_read_its_standard_input(self, session: Session) -> None:
+        assert session.run(["true"], stdin=b"x" * BIG).status == 0
+
+    @pytest.mark.parametrize("status", [0, 1, 100, 255])
+    def test_the_status_is_the_commands_own(self, session: Session, status: int) -> None:
+        result = session.shell(f"echo out; echo err >&2; exit {status}")
+        assert (result.status, result.stdout, result.stderr) == (status, b"out\n", b"err\n")
+
+    def test_a_checked_failure_carries_what_the_command_said(self, session: Session) -> None:
+        with pytest.raises(CommandFailedError) as caught:
+            session.shell("echo out; echo err >&2; exit 7").check()
+        error = caught.value
+        assert (error.status, error.stdout, error.stderr, error.detail) == (7, b"out\n", b"err\n", "err")
+
+    def test_a_command_that_a_signal_ended_has_status_255(self, session: Session) -> None:
+        assert session.shell("kill -KILL $$").status in (255, 128 + 9)
+        assert session.run(["true"]).status == 0
+
+    def test_output_goes_to_sinks_as_it_comes(self, session: Session) -> None:
+        seen: list[tuple[str, bytes]] = []
+        result = session.shell(
+            "echo out; echo err >&2",
+            stdout=lambda chunk: seen.append(("out", chunk)),
+            stderr=lambda chunk: seen.append(("err", chunk)),
+        )
+        assert sorted(seen) == [("err", b"err\n"), ("out", b"out\n")]
+        assert (result.stdout, result.stderr) == (b"", b"")
+
+    def test_what_a_sink_raises_is_raised_and_the_session_lives_on(self, session: Session) -> None:
+        def broken(_: bytes) -> None:
+            raise BrokenPipeError("nobody reads")
+
+        def wrong(_: bytes) -> None:
+            raise ValueError("not this")
+
+        with pytest.raises(BrokenPipeError):
+            session.shell("head -c 3000000 /dev/zero", stdout=broken)
+        with pytest.raises(ValueError, match="not this"):
+            session.shell("echo >&2", stderr=wrong)
+        assert session.run(["true"]).status == 0
+
+    def test_what_the_source_of_standard_input_raises_is_raised(self, session: Session) -> None:
+        class Source(io.BytesIO):
+            def read1(self, size: int | None = -1, /) -> bytes:
+                raise OSError("the disk is gone")
+
+        with pytest.raises(OSError, match="the disk is gone"):
+            session.run(["cat"], stdin=Source())
+
+    def test_a_command_that_exceeds_its_limit_is_named(self, session: Session) -> None:
+        with pytest.raises(DeadlineError) as caught:
+            session.run(["sleep", "600"], limit=SOON)
+        assert caught.value.waited_for == "'sleep 600' to end in the guest"
+        assert not session.alive
+
+    def test_a_tree_comes_back_as_it_was_put(self, session: Session, folder: PurePosixPath, tmp_path: Path) -> None:
+        tree = tmp_path / "tree"
+        (tree / "ünder").mkdir(parents=True)
+        (tree / "ünder" / "data").write_bytes(os.urandom(100_000))
+        (tree / "tool").write_text("#!/bin/sh\n")
+        (tree / "tool").chmod(0o750)
+        (tree / "empty").mkdir(mode=0o700)
+        (tree / "link").symlink_to("ünder/data")
+        (tree / "dangling").symlink_to("/nowhere/at all")
+        assert transfer.put(session, tree, folder / "copy") == 100_010
+        assert transfer.get(session, folder / "copy", tmp_path / "back") == 100_010
+        assert described(tmp_path / "back") == described(tree)
+
+    def test_a_file_goes_into_a_folder_or_by_its_new_name(
+        self, session: Session, folder: PurePosixPath, tmp_path: Path
+    ) -> None:
+        source = tmp_path / "source"
+        source.write_bytes(b"first")
+        transfer.put(session, source, folder)
+        transfer.put(session, source, folder / "other")
+        source.write_bytes(b"second")
+        transfer.put(session, source, folder / "other")  # replaced
+        (tmp_path / "into").mkdir()
+        transfer.get(session, folder / "source", tmp_path / "into")
+        transfer.get(session, folder / "other", tmp_path / "source")
+        assert (tmp_path / "into" / "source").read_bytes() == b"first"
+        assert source.read_bytes() == b"second"
+
+    def test_what_cannot_be_copied_is_named_and_leaves_nothing(
+        self, session: Session, folder: PurePosixPath, tmp_path: Path
+    ) -> None:
+        with pytest.raises(TransferError, match="missing"):
+            transfer.get(session, folder / "missing", tmp_path / "got")
+        with pytest.raises(TransferError, match="missing"):
+            transfer.put(session, tmp_path / "missing", folder)
+        with pytest.raises(TransferError, match="no/such"):
+            transfer.put(session, Path(__file__), folder / "no" / "such" / "place")
+        with pytest.raises(TransferError, match="neither"):
+            transfer.get(session, PurePosixPath("/dev/null"), tmp_path / "got")
+        with pytest.raises(TransferError, match="on the host"):
+            transfer.get(session, PurePosixPath("/etc/passwd"), tmp_path / "no" / "such")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_names_that_are_not_utf8_are_an_error_of_the_transfer(
+        self, session: Session, folder: PurePosixPath, tmp_path: Path
+    ) -> None:
+        (tmp_path / os.fsdecode(b"caf\xe9")).write_text("")
+        with pytest.raises(TransferError):
+            transfer.put(session, tmp_path / os.fsdecode(b"caf\xe9"), folder / "name")
+        session.shell(f"mkdir {folder}/tree && touch {folder}/tree/$(printf 'caf\\351')").check()
+        with pytest.raises(TransferError):
+            transfer.get(session, folder / "tree", tmp_path / "tree")
+
+
+def described(path: Path) -> dict[str, tuple[int, bytes | str]]:
+    """Return the mode and the content of everything in a tree."""
+    found: dict[str, tuple[int, bytes | str]] = {}
+    for entry in (path, *sorted(path.rglob("*"))):
+        mode = entry.lstat().st_mode
+        content: bytes | str = ""
+        if stat.S_ISLNK(mode):
+            content = str(entry.readlink())
+        elif stat.S_ISREG(mode):
+            content = entry.read_bytes()
+        found[str(entry.relative_to(path))] = (mode, content)
+    return found
+
+
+# -- a server in this process --------------------------------------------------------------------------------------
+
+
+class Server:
+    """An SSH server on a port of 127.0.0.1 that runs real commands; its switches make it misbehave."""
+
+    def __init__(self, folder: Path) -> None:
+        self.host = keys.generate(folder / "host")
+        self.login = keys.generate(folder / "login")
+        self.accepts_key = True
+        self.greets = True
+        self.answers_requests = True
+        self.sends_status = True
+        self.has_sftp = True
+        self.entries: list[paramiko.SFTPAttributes] = []
+        self.drop = threading.Event()
+        self._ended = threading.Event()
+        self._transports: list[paramiko.Transport] = []
+        self._silent: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    @property
+    def access(self) -> Access:
+        return Access(
+            host="127.0.0.1", port=self.port, user="root", key=self.login.private, host_key=self.host.public
+        )
+
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            if self._ended.is_set():
+                connection.close()
+                return
+            if not self.greets:
+                self._silent.append(connection)
+                continue
+            transport = paramiko.Transport(connection)
+            transport.set_log_channel(session_module._LOG.name)
+            transport.add_server_key(paramiko.Ed25519Key.from_private_key_file(str(self.host.private)))
+            if self.has_sftp:
+                transport.set_subsystem_handler("sftp", paramiko.SFTPServer, Files, self)
+            self._transports.append(transport)
+            with suppress(paramiko.SSHException, EOFError):
+                transport.start_server(server=Guest(self, transport))
+
+    def cut(self) -> None:
+        """Drop all connections, without a word."""
+        for transport in self._transports:
+            transport.sock.close()
+
+    def close(self) -> None:
+        self._ended.set()
+        self.drop.set()
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.port)).close()
+        self._thread.join()
+        self._listener.close()
+        for transport in self._transports:
+            transport.close()
+            transport.join()
+        for connection in self._silent:
+            connection.close()
+
+
+class Guest(paramiko.ServerInterface):
+    def __init__(self, server: Server, transport: paramiko.Transport) -> None:
+        self._server = server
+        self._transport = transport
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "publickey"
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        known = self._server.login.public.split()[1] == key.get_base64()
+        return paramiko.AUTH_SUCCESSFUL if known and self._server.accepts_key else paramiko.AUTH_FAILED
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return paramiko.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        if not self._server.answers_requests:
+            self._server.drop.wait(30)
+            return False
+        threading.Thread(target=self._serve, args=(channel, command.decode())).start()
+        return True
+
+    def check_channel_subsystem_request(self, channel: paramiko.Channel, name: str) -> bool:
+        if not self._server.answers_requests:
+            self._server.drop.wait(30)
+            return False
+        return super().check_channel_subsystem_request(channel, name)
+
+    def _serve(self, channel: paramiko.Channel, line: str) -> None:
+        pipe = subprocess.PIPE
+        with channel, subprocess.Popen(["sh", "-c", line], stdin=pipe, stdout=pipe, stderr=pipe) as process:
+            pumps = [
+                threading.Thread(target=_pump, args=(process.stdout, channel.sendall)),
+                threading.Thread(target=_pump, args=(process.stderr, channel.sendall_stderr)),
+            ]
+            feeder = threading.Thread(target=_feed, args=(channel, process.stdin))
+            for thread in (*pumps, feeder):
+                thread.start()
+            while process.poll() is None and not self._server.drop.is_set() and self._transport.is_active():
+                time.sleep(0.005)
+            if self._server.drop.is_set():
+                self._transport.sock.close()
+            if process.poll() is None:
+                process.kill()
+            for thread in pumps:
+                thread.join()
+            with suppress(OSError, EOFError):
+                channel.shutdown_read()  # ends the feeder
+            feeder.join()
+            with suppress(OSError, EOFError):
+                channel.shutdown_write()
+                if self._server.sends_status and process.returncode >= 0:
+                    channel.send_exit_status(process.returncode)
+
+
+def _pump(source: io.BufferedReader, send: Callable[[bytes], None]) -> None:
+    with suppress(OSError, EOFError):
+        while chunk := source.read1(1 << 16):
+            send(chunk)
+    while source.read1(1 << 16):  # nobody listens any more
+        continue
+
+
+def _feed(channel: paramiko.Channel, target: io.BufferedWriter) -> None:
+    with suppress(OSError, EOFError):
+        while chunk := channel.recv(1 << 16):
+            target.write(chunk)
+            target.flush()
+    with suppress(OSError):
+        target.close()
+
+
+class Files(paramiko.SFTPServerInterface):
+    """The host's own files, and after those what the server's ``entries`` claim to be there, too."""
+
+    def __init__(self, guest: Guest, server: Server) -> None:
+        super().__init__(guest)
+        self._server = server
+
+    def session_ended(self) -> None:
+        return
+
+    def list_folder(self, path: str) -> list[paramiko.SFTPAttributes] | int:
+        try:
+            found = [_attributes(Path(path, name)) for name in sorted(os.listdir(path))]  # noqa: PTH208 - raw names
+        except OSError as error:
+            return paramiko.SFTPServer.convert_errno(error.errno or 0)
+        return [*found, *self._server.entries]
+
+    def stat(self, path: str) -> paramiko.SFTPAttributes | int:
+        return _answer(lambda: paramiko.SFTPAttributes.from_stat(Path(path).stat()))
+
+    def lstat(self, path: str) -> paramiko.SFTPAttributes | int:
+        claimed = [entry for entry in self._server.entries if entry.filename == PurePosixPath(path).name]
+        if claimed:
+            self._server.entries.remove(claimed[0])
+            return claimed[0]
+        return _answer(lambda: paramiko.SFTPAttributes.from_stat(Path(path).lstat()))
+
+    def open(self, path: str, flags: int, attr: paramiko.SFTPAttributes) -> paramiko.SFTPHandle | int:
+        def opened() -> paramiko.SFTPHandle:
+            stream = os.fdopen(os.open(path, flags, 0o600), "r+b" if flags & os.O_ACCMODE else "rb")
+            handle = Handle(flags)
+            handle.readfile = handle.writefile = stream  # type: ignore[attr-defined]  # paramiko's own way
+            return handle
+
+        return _answer(opened)
+
+    def mkdir(self, path: str, attr: paramiko.SFTPAttributes) -> int:
+        return _done(lambda: Path(path).mkdir())
+
+    def posix_rename(self, oldpath: str, newpath: str) -> int:
+        return _done(lambda: Path(oldpath).replace(newpath))
+
+    def chattr(self, path: str, attr: paramiko.SFTPAttributes) -> int:
+        return _done(lambda: paramiko.SFTPServer.set_file_attr(path, attr))
+
+    def symlink(self, target_path: str, path: str) -> int:
+        return _done(lambda: Path(path).symlink_to(target_path))
+
+    def readlink(self, path: str) -> str | int:
+        if not Path(path).is_symlink():
+            return "/etc/passwd"  # one of the claimed ones
+        return _answer(lambda: str(Path(path).readlink()))
+
+    def canonicalize(self, path: str) -> str:
+        return path
+
+
+class Handle(paramiko.SFTPHandle):
+    def stat(self) -> paramiko.SFTPAttributes:
+        return paramiko.SFTPAttributes.from_stat(os.fstat(self.readfile.fileno()))  # type: ignore[attr-defined]
+
+
+def _attributes(path: Path) -> paramiko.SFTPAttributes:
+    return paramiko.SFTPAttributes.from_stat(path.lstat(), filename=path.name)
+
+
+def _answer[T](deed: Callable[[], T]) -> T | int:
+    try:
+        return deed()
+    except OSError as error:
+        return paramiko.SFTPServer.convert_errno(error.errno or 0)
+
+
+def _done(deed: Callable[[], object]) -> int:
+    result = _answer(deed)
+    return result if isinstance(result, int) else paramiko.SFTP_OK
+
+
+def claimed(name: str, mode: int) -> paramiko.SFTPAttributes:
+    """Return an entry of a folder that there is not."""
+    attributes = paramiko.SFTPAttributes()
+    attributes.filename, attributes.st_mode = name, mode
+    return attributes
