@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from vmimagemanager import names
 from vmimagemanager.config import BoxSettings, Moment
-from vmimagemanager.errors import VmimError
+from vmimagemanager.errors import ImageError, VmimError
 from vmimagemanager.leases import Hold, Lease, Leases, owner
 
 if TYPE_CHECKING:
@@ -302,7 +302,9 @@ class Box:
         record = self._record()
         folder = self._site.state.box(self.name)
         domain = self._site.domain(self.name)
-        ssh = None
+        ssh, standing_on = None, ""
+        with suppress(ImageError):  # a damaged disk is told by whatever needs it
+            standing_on = snapshots.standing_on(folder)
         if domain is not None:
             with suppress(VmimError):
                 access = reach.access(domain, record, folder)
@@ -320,7 +322,7 @@ class Box:
             created=record.created,
             owner=record.owner,
             adopted=record.adopted,
-            snapshot=snapshots.standing_on(folder),
+            snapshot=standing_on,
             leased_by=self._leases.holder(self.name),
             held_by=self._leases.hold(self.name),
             ssh=ssh,

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 import socket
 import stat
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
+from typing import IO, TypeVar
 
 import paramiko
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
+from paramiko.sftp import SFTP_OK
 
 from vmimagemanager import keys
 from vmimagemanager.errors import (
@@ -33,6 +33,8 @@ from vmimagemanager.errors import (
 from vmimagemanager.guest import session as session_module
 from vmimagemanager.guest import transfer
 from vmimagemanager.guest.session import Access, Session
+
+T = TypeVar("T")
 
 LIMIT = timedelta(seconds=20)
 SOON = timedelta(milliseconds=300)
@@ -164,7 +166,7 @@ class Contract:
     ) -> None:
         (tmp_path / os.fsdecode(b"caf\xe9")).write_text("")
         with pytest.raises(TransferError):
-            transfer.put(session, tmp_path / os.fsdecode(b"caf\xe9"), folder / "name")
+            transfer.put(session, tmp_path / os.fsdecode(b"caf\xe9"), folder)
         session.shell(f"mkdir {folder}/tree && touch {folder}/tree/$(printf 'caf\\351')").check()
         with pytest.raises(TransferError):
             transfer.get(session, folder / "tree", tmp_path / "tree")
@@ -210,9 +212,7 @@ class Server:
 
     @property
     def access(self) -> Access:
-        return Access(
-            host="127.0.0.1", port=self.port, user="root", key=self.login.private, host_key=self.host.public
-        )
+        return Access(host="127.0.0.1", port=self.port, user="root", key=self.login.private, host_key=self.host.public)
 
     def _accept(self) -> None:
         while True:
@@ -261,10 +261,10 @@ class Guest(paramiko.ServerInterface):
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
         known = self._server.login.public.split()[1] == key.get_base64()
-        return paramiko.AUTH_SUCCESSFUL if known and self._server.accepts_key else paramiko.AUTH_FAILED
+        return AUTH_SUCCESSFUL if known and self._server.accepts_key else AUTH_FAILED
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
-        return paramiko.OPEN_SUCCEEDED
+        return OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         if not self._server.answers_requests:
@@ -281,7 +281,10 @@ class Guest(paramiko.ServerInterface):
 
     def _serve(self, channel: paramiko.Channel, line: str) -> None:
         pipe = subprocess.PIPE
-        with channel, subprocess.Popen(["sh", "-c", line], stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        with channel, subprocess.Popen(["sh", "-c", line], 0, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
             pumps = [
                 threading.Thread(target=_pump, args=(process.stdout, channel.sendall)),
                 threading.Thread(target=_pump, args=(process.stderr, channel.sendall_stderr)),
@@ -306,21 +309,20 @@ class Guest(paramiko.ServerInterface):
                     channel.send_exit_status(process.returncode)
 
 
-def _pump(source: io.BufferedReader, send: Callable[[bytes], None]) -> None:
+def _pump(source: IO[bytes], send: Callable[[bytes], None]) -> None:
     with suppress(OSError, EOFError):
-        while chunk := source.read1(1 << 16):
+        while chunk := os.read(source.fileno(), 1 << 16):
             send(chunk)
-    while source.read1(1 << 16):  # nobody listens any more
+    while os.read(source.fileno(), 1 << 16):  # nobody listens any more
         continue
 
 
-def _feed(channel: paramiko.Channel, target: io.BufferedWriter) -> None:
+def _feed(channel: paramiko.Channel, target: IO[bytes]) -> None:
     with suppress(OSError, EOFError):
         while chunk := channel.recv(1 << 16):
-            target.write(chunk)
-            target.flush()
-    with suppress(OSError):
-        target.close()
+            while chunk:
+                chunk = chunk[os.write(target.fileno(), chunk) :]
+    target.close()
 
 
 class Files(paramiko.SFTPServerInterface):
@@ -386,10 +388,11 @@ class Handle(paramiko.SFTPHandle):
 
 
 def _attributes(path: Path) -> paramiko.SFTPAttributes:
-    return paramiko.SFTPAttributes.from_stat(path.lstat(), filename=path.name)
+    name = os.fsencode(path.name)  # as bytes, because a guest's names need not be text
+    return paramiko.SFTPAttributes.from_stat(path.lstat(), filename=name)  # type: ignore[arg-type]
 
 
-def _answer[T](deed: Callable[[], T]) -> T | int:
+def _answer(deed: Callable[[], T]) -> T | int:
     try:
         return deed()
     except OSError as error:
@@ -398,7 +401,7 @@ def _answer[T](deed: Callable[[], T]) -> T | int:
 
 def _done(deed: Callable[[], object]) -> int:
     result = _answer(deed)
-    return result if isinstance(result, int) else paramiko.SFTP_OK
+    return result if isinstance(result, int) else SFTP_OK
 
 
 def claimed(name: str, mode: int) -> paramiko.SFTPAttributes:
@@ -406,3 +409,231 @@ def claimed(name: str, mode: int) -> paramiko.SFTPAttributes:
     attributes = paramiko.SFTPAttributes()
     attributes.filename, attributes.st_mode = name, mode
     return attributes
+
+
+# -- the contract, and what a real guest does not do on demand ---------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
+
+
+class TestInProcess(Contract):
+    """The contract over the server in this process."""
+
+    @pytest.fixture
+    def session(self, server: Server) -> Iterator[Session]:
+        with Session.connect(server.access, LIMIT) as session:
+            yield session
+
+    @pytest.fixture
+    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> PurePosixPath:
+        return PurePosixPath(tmp_path_factory.mktemp("guest"))
+
+
+@pytest.fixture
+def session(server: Server) -> Iterator[Session]:
+    with Session.connect(server.access, LIMIT) as session:
+        yield session
+
+
+def test_another_host_key_is_refused_at_once_and_no_secret_is_shown(server: Server, tmp_path: Path) -> None:
+    access = server.access
+    other = Access(
+        host=access.host,
+        port=access.port,
+        user=access.user,
+        key=access.key,
+        host_key=keys.generate(tmp_path / "other").public,
+    )
+    with pytest.raises(HostKeyError, match=f"port {server.port}"):
+        Session.connect(other, LIMIT)
+
+
+def test_a_key_that_is_not_accepted_is_told_at_once(server: Server) -> None:
+    server.accepts_key = False
+    with pytest.raises(GuestError, match="does not accept our key for the user 'root'"):
+        Session.connect(server.access, LIMIT)
+
+
+def test_a_silent_server_is_given_up_at_the_limit(server: Server) -> None:
+    server.greets = False
+    with pytest.raises(DeadlineError) as caught:
+        Session.connect(server.access, SOON)
+    assert caught.value.waited_for == f"SSH on 127.0.0.1, port {server.port}"
+    assert "The last try ended with: timed out." in caught.value.detail
+    assert "console" in caught.value.hint
+
+
+def test_a_closed_port_is_given_up_at_the_limit_and_the_reason_is_quoted(server: Server) -> None:
+    server.close()
+    with pytest.raises(DeadlineError) as caught:
+        Session.connect(server.access, SOON)
+    assert "Connection refused" in caught.value.detail
+
+
+def test_a_server_that_comes_up_late_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "_TRY", 0.1)
+    server.greets = False
+    tries = []
+
+    def check() -> None:
+        tries.append(1)
+        server.greets = len(tries) > 2
+
+    with Session.connect(server.access, LIMIT, check) as session:
+        assert session.run(["true"]).status == 0
+    assert len(tries) > 2
+
+
+def test_a_guest_that_has_died_is_not_waited_for(server: Server) -> None:
+    server.greets = False
+
+    def check() -> None:
+        raise GuestPanicError("it panicked")
+
+    with pytest.raises(GuestPanicError):
+        Session.connect(server.access, LIMIT, check)
+
+
+def test_a_guest_that_dies_under_a_command_is_noticed(server: Server) -> None:
+    begun = threading.Event()
+
+    def check() -> None:
+        if begun.is_set():
+            raise GuestPanicError("it panicked")
+
+    with Session.connect(server.access, LIMIT, check) as session:
+        with pytest.raises(GuestPanicError):
+            session.shell("echo begun; sleep 600", limit=LIMIT, stdout=lambda _: begun.set())
+        assert not session.alive
+
+
+def test_a_connection_that_drops_under_a_command_is_lost_and_is_no_status(server: Server, session: Session) -> None:
+    threading.Timer(0.2, server.drop.set).start()
+    with pytest.raises(GuestUnreachableError, match="was lost while 'sleep 600' ran"):
+        session.run(["sleep", "600"], limit=LIMIT)
+    with pytest.raises(GuestUnreachableError):
+        session.run(["true"])
+
+
+def test_a_status_that_is_never_sent_is_255_as_with_ssh(server: Server, session: Session) -> None:
+    server.sends_status = False
+    result = session.shell("echo out", limit=LIMIT)
+    assert (result.status, result.stdout) == (255, b"out\n")
+
+
+def test_a_server_that_does_not_begin_a_command_is_given_up_at_the_limit(server: Server, session: Session) -> None:
+    server.answers_requests = False
+    with pytest.raises(DeadlineError) as caught:
+        session.run(["true"], limit=SOON)
+    assert caught.value.waited_for == "'true' to end in the guest"
+
+
+def test_a_file_server_that_does_not_answer_is_given_up(
+    server: Server, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "_ANSWER", SOON)
+    server.answers_requests = False
+    with pytest.raises(DeadlineError) as caught, session.files():
+        pass
+    assert caught.value.waited_for == "the guest's SFTP server to answer"
+
+
+def test_a_guest_without_a_file_server_is_told_what_it_lacks(server: Server) -> None:
+    server.has_sftp = False
+    with Session.connect(server.access, LIMIT) as session:
+        with pytest.raises(GuestError, match="no SFTP") as caught, session.files():
+            pass
+        assert not isinstance(caught.value, GuestUnreachableError)
+        assert "openssh-sftp-server" in caught.value.hint
+        assert session.run(["true"]).status == 0
+
+
+def test_a_connection_that_drops_under_a_transfer_is_an_error_of_ours(
+    server: Server, session: Session, tmp_path: Path
+) -> None:
+    def look() -> None:
+        with session.files() as client:
+            server.cut()
+            client.listdir("/")
+
+    with pytest.raises(GuestUnreachableError):
+        look()
+    with pytest.raises(GuestUnreachableError):
+        transfer.get(session, PurePosixPath("/etc/passwd"), tmp_path / "got")
+    assert list(tmp_path.iterdir()) == []
+
+
+REGULAR, FOLDER, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
+
+
+@pytest.mark.parametrize("name", ["a/b", "/etc/cron.d/evil", "../evil", ""])
+@pytest.mark.parametrize("mode", [REGULAR, FOLDER, LINK])
+def test_a_malicious_name_is_refused_and_nothing_is_left(
+    server: Server, session: Session, tmp_path: Path, name: str, mode: int
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    (source / "harmless").write_text("harmless")
+    server.entries = [claimed(name, mode)]
+    with pytest.raises(TransferError, match="refused"):
+        transfer.get(session, PurePosixPath(source), target / "got")
+    assert list(target.iterdir()) == []
+
+
+def test_a_folder_that_lists_itself_and_its_parent_is_copied_without_them(
+    server: Server, session: Session, tmp_path: Path
+) -> None:
+    (tmp_path / "source").mkdir()
+    server.entries = [claimed(".", FOLDER), claimed("..", REGULAR)]
+    assert transfer.get(session, PurePosixPath(tmp_path / "source"), tmp_path / "got") == 0
+    assert list((tmp_path / "got").iterdir()) == []
+
+
+@pytest.mark.parametrize("second", [REGULAR, FOLDER, LINK])
+@pytest.mark.parametrize("first", [REGULAR, FOLDER, LINK])
+def test_a_name_that_comes_twice_is_never_written_through(
+    server: Server, session: Session, tmp_path: Path, first: int, second: int
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    (source / "twice").write_text("evil")
+    server.entries = [claimed("twice", first), claimed("twice", second)]
+    passwd = Path("/etc/passwd").read_bytes()  # where the claimed link leads to
+    with pytest.raises(TransferError):
+        transfer.get(session, PurePosixPath(source), target / "got")
+    assert list(target.iterdir()) == []
+    assert Path("/etc/passwd").read_bytes() == passwd
+
+
+def test_a_tree_without_an_end_is_refused(session: Session, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    deep = source
+    for _ in range(220):
+        deep = deep / "d"
+    deep.mkdir(parents=True)
+    with pytest.raises(TransferError, match="too deep"):
+        transfer.get(session, PurePosixPath(source), tmp_path / "got")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_setuid_bits_stay_in_the_guest(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "tool").write_text("")
+    (tmp_path / "tool").chmod(0o6755)
+    transfer.get(session, PurePosixPath(tmp_path / "tool"), tmp_path / "got")
+    assert stat.S_IMODE((tmp_path / "got").stat().st_mode) == 0o755
+
+
+def test_a_link_that_is_in_the_way_is_replaced_and_not_followed(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("new")
+    (tmp_path / "precious").write_text("old")
+    (tmp_path / "got").symlink_to("precious")
+    transfer.get(session, PurePosixPath(tmp_path / "source"), tmp_path / "got")
+    assert not (tmp_path / "got").is_symlink()
+    assert (tmp_path / "precious").read_text() == "old"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,7 @@ def ram_file(path: str = "/state/boxes/web/ram", *, shared: bool = True) -> RamF
 GOLDEN_DOMAINS = {
     "plain-tcg": plain().with_parts(parts()),
     "plain-kvm-network": plain(Accelerator.KVM, cpus=4).with_parts(parts("libvirt:isolated")),
+    "session": plain().with_parts(replace(parts(), agent_socket=Path("/run/user/1000/vmimagemanager/web"))),
     "plain-boot-loader-no-network": plain().with_parts(parts("none", Boot())),
     "own": own().with_parts(parts("libvirt:isolated")),
     "running": plain().with_parts(parts()).with_owner((64055, 107)).with_ram_file(ram_file()).with_quick_start(),
@@ -152,6 +154,14 @@ def test_metadata_with_a_nonsensical_format_is_still_somebodys() -> None:
 
 def test_a_domain_without_our_metadata_has_no_owner() -> None:
     assert own().ownership is None
+
+
+def test_the_agents_socket_is_put_where_we_say_unless_own_xml_says_where() -> None:
+    ours, theirs = Path("/run/ours"), Path("/run/theirs")
+    assert plain().with_parts(parts()).agent_socket is None
+    laid = plain().with_parts(replace(parts(), agent_socket=theirs))
+    assert laid.agent_socket == theirs
+    assert laid.with_parts(replace(parts(), agent_socket=ours)).agent_socket == theirs
 
 
 # -- RAM -----------------------------------------------------------------------------------------------------------

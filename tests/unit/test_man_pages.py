@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
-from vmimagemanager import config, process
+from vmimagemanager import config, errors, process
+from vmimagemanager.cli import run
+from vmimagemanager.cli.program import PROGRAM
 from vmimagemanager.config import BOX_KEYS, HOOK_KEYS, HOST_KEYS, BoxSettings, Hook, Moment, plain
 from vmimagemanager.config.configuration import VARIABLES
+from vmimagemanager.leases import OWNER_VARIABLE
 
 MAN = Path(__file__).parents[2] / "man"
 CONFIGURATION = MAN / "vmimagemanager.toml.5.rst"
+PROGRAM_PAGE = MAN / "vmimagemanager.1.rst"
 SECTIONS = {
     "[host]": HOST_KEYS,
     "[defaults] and [box.NAME]": BOX_KEYS,
@@ -75,3 +81,77 @@ def test_every_environment_variable_of_the_configuration_is_described() -> None:
     text = section("ENVIRONMENT")
     for variable in ("VMIM_CONFIG", *(name for names in VARIABLES.values() for name in names)):
         assert f"``{variable}``" in text
+
+
+def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    """Yield every verb of the program with its whole name, and the program itself as ''."""
+    context = click.Context(command)
+    if isinstance(command, click.Group):
+        if not path:
+            yield "", command
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from commands(found, (*path, name))
+    else:
+        yield " ".join(path), command
+
+
+def options(command: click.Command) -> set[str]:
+    return {
+        name
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and not parameter.hidden
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+
+
+def described_verbs() -> dict[str, set[str]]:
+    """Return the verbs of the manual page with the options that their entries describe."""
+    found: dict[str, set[str]] = {}
+    verb = ""
+    for line in part("VERBS").splitlines():
+        heading = re.match(r"``([a-z -]+)``", line)
+        if heading:
+            verb = heading[1]
+            found[verb] = set()
+        elif line.startswith("    ``-"):
+            found[verb] |= set(re.findall(r"``(-[a-z-]+)``", line))
+    return found
+
+
+def part(title: str) -> str:
+    """Return the text of a section of the program's page."""
+    found = re.search(rf"(?ms)^{re.escape(title)}\n=+\n(.*?)(?=^[^\n]+\n=+\n|\Z)", PROGRAM_PAGE.read_text())
+    assert found is not None, title
+    return found[1]
+
+
+def test_every_verb_has_an_entry_and_every_entry_is_a_verb() -> None:
+    verbs = [name for name, _ in commands(PROGRAM) if name]
+    assert sorted(described_verbs()) == sorted(verbs)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in commands(PROGRAM) if name])
+def test_the_entry_of_a_verb_describes_its_options_and_no_others(name: str) -> None:
+    command = dict(commands(PROGRAM))[name]
+    assert described_verbs()[name] == options(command) - {"--json"}
+
+
+def test_the_shared_options_are_described_and_no_others() -> None:
+    described = re.findall(r"(?m)^``(-.*)$", part("OPTIONS"))
+    names = {name for line in described for name in re.findall(r"-[a-z-]+", line.replace("``", " ").split("*")[0])}
+    assert names == options(PROGRAM) | {"--help"}
+
+
+def test_every_exit_code_is_described_and_no_other() -> None:
+    described = [int(code) for code in re.findall(r"(?m)^``(\d+)``$", part("EXIT STATUS"))]
+    signals = [errors.INTERRUPTED, run.OUTPUT_CLOSED, run.TERMINATED]
+    codes = {0, errors.TRAPPED, errors.TRAPPED_AND_FAILED, *signals, *(cls.exit_code for cls in errors.families())}
+    assert described == sorted(codes)
+
+
+def test_every_variable_that_the_program_reads_is_described() -> None:
+    described = set(re.findall(r"``([A-Z_]+)``", part("ENVIRONMENT")))
+    configuration = {"VMIM_CONFIG", *(name for names in VARIABLES.values() for name in names)}
+    assert described == {*configuration, OWNER_VARIABLE, "VMIM_TIMEOUT_FACTOR", "NO_COLOR"}

@@ -1,7 +1,7 @@
 """Real guests: one image build, one cold boot, and a restore for each test.
 
 ``VMIM_TEST_STATE`` names a folder that keeps the state directory, and with it the image and the booted box, from one
-run to the next; without it a new one is made in /var/tmp and removed at the end.  Runs at the same time have a box each.
+run to the next; without it a new one is made in /var/tmp and removed at the end.  Simultaneous runs have a box each.
 """
 
 from __future__ import annotations

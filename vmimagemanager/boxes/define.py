@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import uuid
 from collections.abc import Collection, Mapping
@@ -64,7 +65,10 @@ def define(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
             owner=owner(),
             settings=settings,
         )
-        _make(site, record, _definition(site, record, image))
+        base = _base(record)
+        if settings.xml is not None:
+            record = _as_the_xml_says(record, base)
+        _make(site, record, _with_parts(site, record, base, _boot(image)))
     return record
 
 
@@ -128,7 +132,10 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
         changed = replace(
             record, settings=settings, image=image.address, base=str(image.disk), digests=dict(image.digests)
         )
-        _store(site, changed, _definition(site, changed, image), folder)
+        base = _base(changed)
+        if settings.xml is not None:
+            changed = _as_the_xml_says(changed, base)
+        _store(site, changed, _with_parts(site, changed, base, _boot(image)), folder)
     if image.address != record.image:
         keys_changed["image"] = (record.image, image.address)
         return Changed(keys=keys_changed, waits_for="the next reset")
@@ -154,6 +161,9 @@ def undefine(site: Site, record: BoxRecord, *, force: bool = False) -> None:
             site.hypervisor.define(DomainXml.read(folder.adopted))
         else:
             domain.undefine()
+    socket = _agent_socket(site, record)
+    if socket is not None:
+        socket.unlink(missing_ok=True)
     with staged_folder(folder.path) as doomed:
         folder.path.rename(doomed / record.name)
     remove_tree(site.state.holds / f"{record.name}.toml")
@@ -197,14 +207,21 @@ def _image(site: Site, name: str, settings: BoxSettings) -> Image:
     return image
 
 
-def _definition(site: Site, record: BoxRecord, image: Image) -> DomainXml:
+def _base(record: BoxRecord) -> DomainXml:
     settings = record.settings
     if settings.xml is not None:
-        base = DomainXml.read(settings.xml)
-    else:
-        base = DomainXml.plain(ram=settings.ram, cpus=settings.cpus, accelerator=record.accelerator)
-    boot = Boot(kernel=image.kernel, initrd=image.initrd, command_line=image.command_line)
-    return _with_parts(site, record, base, boot)
+        return DomainXml.read(settings.xml)
+    return DomainXml.plain(ram=settings.ram, cpus=settings.cpus, accelerator=record.accelerator)
+
+
+def _boot(image: Image) -> Boot:
+    return Boot(kernel=image.kernel, initrd=image.initrd, command_line=image.command_line)
+
+
+def _as_the_xml_says(record: BoxRecord, definition: DomainXml) -> BoxRecord:
+    """Return the record with the accelerator of the owner's XML: time limits follow from it."""
+    chosen = accelerator.Accelerator.KVM if definition.uses_kvm else accelerator.Accelerator.TCG
+    return replace(record, accelerator=chosen, accelerator_reason="The box's own XML has it.")
 
 
 def _with_parts(site: Site, record: BoxRecord, base: DomainXml, boot: Boot) -> DomainXml:
@@ -220,9 +237,22 @@ def _with_parts(site: Site, record: BoxRecord, base: DomainXml, boot: Boot) -> D
         mac=record.mac,
         network=record.settings.network,
         boot=boot,
+        agent_socket=_agent_socket(site, record),
     )
     laid = base.with_parts(parts)
     return laid if site.hypervisor.session else laid.with_owner(site.hypervisor.host.qemu_owner)
+
+
+def _agent_socket(site: Site, record: BoxRecord) -> Path | None:
+    """Return where the agent's socket is to be; None where libvirt's own choice will do.
+
+    A session's libvirt puts it so deep into the home folder that the path exceeds what a socket may have (108 bytes).
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not site.hypervisor.session or not runtime.startswith("/"):
+        return None
+    path = Path(runtime, "vmimagemanager", record.uuid)
+    return path if len(os.fsencode(path)) < 108 else None
 
 
 def _make(site: Site, record: BoxRecord, definition: DomainXml, *, original: DomainXml | None = None) -> None:
@@ -247,8 +277,19 @@ def _make(site: Site, record: BoxRecord, definition: DomainXml, *, original: Dom
     try:
         _store(site, record, definition, target)
     except BaseException:
+        _give_back(site, record.name, original)
         remove_tree(target.path)
         raise
+
+
+def _give_back(site: Site, name: str, original: DomainXml | None) -> None:
+    """Leave libvirt as it was before a box that could not be made."""
+    domain = site.hypervisor.find(name)
+    if domain is not None and domain.definition(live=False).ownership is not None:
+        if original is not None:
+            site.hypervisor.define(original)
+        else:
+            domain.undefine()
 
 
 def _store(site: Site, record: BoxRecord, definition: DomainXml, folder: BoxFolder) -> None:

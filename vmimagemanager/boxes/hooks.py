@@ -13,7 +13,7 @@ from vmimagemanager.boxes.site import Site
 from vmimagemanager.config import Hook, Moment, Place
 from vmimagemanager.deadline import Stopwatch
 from vmimagemanager.durable import translate_os_errors
-from vmimagemanager.errors import DeadlineError, GuestError, HookError
+from vmimagemanager.errors import DeadlineError, GuestError, HookError, StateError, ToolError, VmimError
 from vmimagemanager.guest.session import Session
 from vmimagemanager.hypervisor.domain import Domain
 
@@ -74,6 +74,8 @@ def _on_host(hook: Hook, environment: dict[str, str]) -> None:
         finished = process.run(argv, environment=environment, limit=hook.timeout, check=False)
     except DeadlineError as error:
         raise _too_slow(hook, error) from error
+    except ToolError as error:
+        raise _not_run(hook, error) from error
     if finished.status != 0:
         raise _failed(hook, finished.status, finished.stdout + finished.stderr)
 
@@ -89,8 +91,8 @@ def _in_guest(session: Session, hook: Hook, environment: dict[str, str]) -> None
             result = session.shell(script_line(environment), stdin=text, limit=hook.timeout)
     except DeadlineError as error:
         raise _too_slow(hook, error) from error
-    except GuestError as error:
-        raise HookError(f"The hook {_named(hook)} could not be run to its end: {error}", hint=error.hint) from error
+    except (GuestError, StateError) as error:
+        raise _not_run(hook, error) from error
     if result.status != 0:
         raise _failed(hook, result.status, result.stdout + result.stderr)
 
@@ -106,6 +108,14 @@ def _failed(hook: Hook, status: int, output: bytes) -> HookError:
         detail="\n".join(lines),
         hint="--no-hooks leaves all hooks out.",
         status=status,
+    )
+
+
+def _not_run(hook: Hook, error: VmimError) -> HookError:
+    return HookError(
+        f"The hook {_named(hook)} at '{hook.moment}' could not be run to its end: {error}",
+        hint=error.hint,
+        detail=error.detail,
     )
 
 

@@ -32,7 +32,7 @@ def show(invocation: Invocation, box: str | None) -> None:
     configuration = invocation.configuration()
     if invocation.json:
         document = report.document(configuration, box)
-        screen.emit(document.pop("kind"), document)
+        screen.emit("config", {key: value for key, value in document.items() if key not in {"format", "kind"}})
     else:
         screen.say(*report.lines(configuration, box))
 

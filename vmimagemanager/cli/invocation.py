@@ -11,6 +11,7 @@ import click
 
 from vmimagemanager.cli import screen
 from vmimagemanager.cli.values import DURATION
+from vmimagemanager.errors import INTERRUPTED
 
 if TYPE_CHECKING:
     from vmimagemanager.config import Configuration
@@ -60,7 +61,8 @@ class Invocation:
         if yes or not screen.is_interactive():
             return
         if not click.confirm(screen.safe(question), err=True):
-            raise click.Abort
+            screen.note("Nothing was done.")
+            raise click.exceptions.Exit(INTERRUPTED)
 
 
 def shared_options(*, hidden: bool) -> list[click.Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ import click
 from vmimagemanager.cli import failures, screen
 from vmimagemanager.cli.invocation import Invocation
 from vmimagemanager.cli.program import PROGRAM
-from vmimagemanager.errors import INTERRUPTED, CommandFailedError, VmimError
+from vmimagemanager.errors import INTERRUPTED, CommandFailedError, SpaceError, VmimError
 
 TERMINATED = 128 + signal.SIGTERM
 OUTPUT_CLOSED = 128 + signal.SIGPIPE
@@ -36,10 +37,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(PROGRAM, {"obj": invocation}, name, complete_variable(name), instruction)
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")  # no text of a guest's or a file's name can stop a message
+    _prepare_streams()
     try:
         with _termination_raises():
             code = _invoke(name, words, invocation)
@@ -83,8 +81,12 @@ def _ending(error: BaseException, invocation: Invocation) -> int:
     if invocation.debug:
         _print_trace()
     if isinstance(error, BrokenPipeError):  # whoever read our output has read enough
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the interpreter flushes it at its end
+        _drop_output()
         return OUTPUT_CLOSED
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # of the disk's own, the library makes a SpaceError
+        _drop_output()
+        failures.tell(SpaceError("Standard output cannot be written: the disk is full."))
+        return SpaceError.exit_code
     if isinstance(error, TerminatedError):
         failures.tell_interrupted()
         return TERMINATED
@@ -97,6 +99,21 @@ def _ending(error: BaseException, invocation: Invocation) -> int:
         raise error
     failures.tell_internal(error)
     return INTERNAL
+
+
+def _prepare_streams() -> None:
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # our caller has closed it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - until this process ends
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")  # no guest's text and no file's name can stop a message
+
+
+def _drop_output() -> None:
+    # The interpreter flushes standard output at its end, and would fail once more.
+    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
 def _print_trace() -> None:

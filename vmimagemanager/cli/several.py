@@ -115,37 +115,41 @@ def _in_threads(works: list[Callable[[], None]]) -> None:
         waiting.put(work)
     unexpected: list[BaseException] = []
     stopped = threading.Event()
+    ended: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def serve() -> None:
-        while not stopped.is_set():
-            try:
-                work = waiting.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                work()
-            except BaseException as error:
-                unexpected.append(error)
-                return
+        try:
+            while not stopped.is_set():
+                waiting.get_nowait()()
+        except queue.Empty:
+            pass
+        except BaseException as error:
+            unexpected.append(error)
+        finally:
+            ended.put(None)
 
     threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(len(works), _AT_ONCE))]
     for thread in threads:
         thread.start()
+    left = len(threads)
+    # Not by Thread.join: in Python 3.11 one that is interrupted takes the thread for ended (bpo-45274).
     try:
-        for thread in threads:
-            thread.join()
+        while left:
+            ended.get()
+            left -= 1
     except KeyboardInterrupt:
         stopped.set()
         for thread in threads:
             _interrupt(thread)
-        for thread in threads:
-            thread.join()
+        for _ in range(left):
+            ended.get()
         raise
     if unexpected:
         raise unexpected[0]
 
 
 def _interrupt(thread: threading.Thread) -> None:
-    # Python gives signals to the main thread alone; this is how the interpreter's own API raises in another one.
-    if thread.ident is not None and thread.is_alive():
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt))
+    # Python gives signals to the main thread alone; this is how the interpreter's own API raises in another one.  A
+    # thread that has ended is unknown to it.
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt))

@@ -75,17 +75,17 @@ def trap(
                 stderr=streams.stderr,
             )
         found = report.document(set_trap.verdict)
-        code = _accept(invocation, set_trap, ended, baseline) if accept else _judge(invocation, set_trap, ended)
+        code = _accept(invocation, set_trap, ended, baseline) if accept else _judge(set_trap, ended)
         if not accept and not invocation.json:
             screen.note(*report.lines(set_trap.verdict, accept=_accepting(box, baseline, words)))
-        kind = found.pop("kind")
+        found = {key: value for key, value in found.items() if key not in {"format", "kind"}}
         verdict.ended(ended, exit_code=code, verdict=found)
     if invocation.json:
-        screen.emit(kind, {**found, "box": box, "status": ended.status, "exit_code": code})
+        screen.emit("trap", {**found, "box": box, "status": ended.status, "exit_code": code})
     return code
 
 
-def _judge(invocation: Invocation, set_trap: Trap, ended: Result) -> int:  # noqa: ARG001
+def _judge(set_trap: Trap, ended: Result) -> int:
     if not set_trap.verdict.trapped:
         return ended.status
     return TRAPPED if ended.status == 0 else TRAPPED_AND_FAILED

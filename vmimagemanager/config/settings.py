@@ -96,7 +96,8 @@ class BoxSettings:
         Raises StateError that names ``source`` and the key when the record is damaged.
         """
         spot = Spot(prefix=f"In the record '{source}', ", folder=Path("/"), error=StateError)
-        return cls(**arguments(schema.read_table({key: record[key] for key in record if key in BOX_KEYS}, BOX_KEYS, spot)))
+        known = {key: value for key, value in record.items() if key in BOX_KEYS}
+        return cls(**arguments(schema.read_table(known, BOX_KEYS, spot)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

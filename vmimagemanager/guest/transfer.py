@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import paramiko
@@ -59,7 +60,11 @@ def get(session: Session, source: PurePosixPath, target: Path) -> int:
 def _put(client: paramiko.SFTPClient, source: Path, target: str) -> int:
     try:
         if source.is_symlink():
-            client.symlink(str(source.readlink()), target)
+            part = f"{target}.part"  # renamed over what is there: SFTP's symlink replaces nothing
+            with suppress(OSError):
+                client.remove(part)
+            client.symlink(str(source.readlink()), part)
+            client.posix_rename(part, target)
             return 0
         if source.is_dir():
             if not _is_folder(client, target):

@@ -10,7 +10,13 @@ from pathlib import Path
 import libvirt
 import libvirt_qemu
 
-from vmimagemanager.errors import DomainNotFoundError, GuestUnreachableError, HypervisorError
+from vmimagemanager.errors import (
+    DomainNotFoundError,
+    GuestError,
+    GuestUnreachableError,
+    HypervisorError,
+    HypervisorUnreachableError,
+)
 from vmimagemanager.hypervisor import domainxml
 from vmimagemanager.hypervisor.monitor import Monitor
 from vmimagemanager.hypervisor.translate import translated
@@ -32,12 +38,10 @@ _STATES = {
     libvirt.VIR_DOMAIN_CRASHED: DomainState.CRASHED,
 }
 _PAUSED_FOR_IO = getattr(libvirt, "VIR_DOMAIN_PAUSED_IOERROR", 5)
-_UNDEFINE = (
-    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+_UNDEFINE_EVERYWHERE = (  # the drivers that have neither firmware nor checkpoints refuse their flags
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
 )
+_UNDEFINE = _UNDEFINE_EVERYWHERE | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 
 
 class Domain:
@@ -106,7 +110,12 @@ class Domain:
     def undefine(self) -> None:
         """Make libvirt forget the domain, with its NVRAM, managed save and snapshot metadata."""
         with suppress(DomainNotFoundError), translated(f"undefine '{self.name}'"):
-            self._domain.undefineFlags(_UNDEFINE)
+            try:
+                self._domain.undefineFlags(_UNDEFINE)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
+                    raise
+                self._domain.undefineFlags(_UNDEFINE_EVERYWHERE)
 
     def save(self, target: Path, definition: domainxml.DomainXml) -> None:
         """Write RAM and device state to ``target`` and end the guest; ``definition`` is what a restore will use."""
@@ -116,17 +125,18 @@ class Domain:
     def agent_command(self, text: str, limit: timedelta) -> str:
         """Send one JSON command to the guest agent and return its JSON answer.
 
-        Raises GuestUnreachableError when the agent is not there or does not answer within ``limit`` (whole seconds).
+        Raises GuestUnreachableError when the agent is not there or does not answer within ``limit`` (whole seconds),
+        GuestError when it refuses.
         """
         seconds = max(1, round(limit.total_seconds()))
         try:
             with translated("talk to the guest agent"):
                 return str(libvirt_qemu.qemuAgentCommand(self._domain, text, seconds, 0))
-        except GuestUnreachableError:
+        except HypervisorUnreachableError:
             raise
         except HypervisorError as error:
             if self.state() is DomainState.RUNNING:
-                raise
+                raise GuestError(str(error)) from error
             raise GuestUnreachableError(
                 f"The guest agent of '{self.name}' does not answer: it does not run."
             ) from error

@@ -32,6 +32,7 @@ AGENT_CHANNEL = "org.qemu.guest_agent.0"
 # Skips some 400 monitor round trips at each start (0.2 s): libvirt then asks for the CPU's properties in one old query.
 SLOW_CPU_QUERY = "cpu-unavailable-features"
 _OUR_ARGUMENTS = (("-machine", f"memory-backend={RAM_ID}"), ("-incoming", "defer"))
+_AGENT = f"devices/channel/target[@name='{AGENT_CHANNEL}']/.."
 _MEMORY_UNITS = {"b": 1, "bytes": 1} | {  # libvirt takes them in any case
     f"{letter}{ending}": base**power
     for power, letter in enumerate("kmgtpe", 1)
@@ -69,7 +70,10 @@ class Boot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What is ours in every domain, and is laid over whatever the domain was built from."""
+    """What is ours in every domain, and is laid over whatever the domain was built from.
+
+    Without an ``agent_socket`` libvirt chooses where the agent's socket lies.
+    """
 
     name: str
     uuid: str
@@ -79,6 +83,7 @@ class Parts:
     mac: str
     network: str
     boot: Boot
+    agent_socket: Path | None = None
 
 
 class DomainXml:
@@ -164,7 +169,7 @@ class DomainXml:
         _lay_disk(devices, parts.disk)
         _lay_network(devices, parts)
         _lay_console(devices, parts.console_log)
-        _lay_agent(devices)
+        _lay_agent(devices, parts.agent_socket)
         return DomainXml(root)
 
     def with_owner(self, owner: tuple[int, int] | None) -> DomainXml:
@@ -290,6 +295,12 @@ class DomainXml:
         alias = self._root.find("devices/interface[@type='user']/alias")
         return None if alias is None else f"host{alias.get('name', '')}"
 
+    @property
+    def agent_socket(self) -> Path | None:
+        """Return where the definition itself puts the agent's socket, or None."""
+        source = self._root.find(f"{_AGENT}/source[@path]")
+        return None if source is None else Path(source.get("path", ""))
+
     def disks(self) -> tuple[Path, ...]:
         """Return the files of all disks that are not CD-ROMs or floppies, in their order."""
         return tuple(
@@ -403,9 +414,13 @@ def _lay_console(devices: Element, log: Path) -> None:
     _child(serial, "log", file=str(log), append="on")
 
 
-def _lay_agent(devices: Element) -> None:
-    if devices.find(f"channel/target[@name='{AGENT_CHANNEL}']") is None:
-        _child(_child(devices, "channel", type="unix"), "target", type="virtio", name=AGENT_CHANNEL)
+def _lay_agent(devices: Element, socket: Path | None) -> None:
+    channel = devices.find(_AGENT.removeprefix("devices/"))
+    if channel is None:
+        channel = _child(devices, "channel", type="unix")
+        _child(channel, "target", type="virtio", name=AGENT_CHANNEL)
+    if socket is not None and channel.get("type") == "unix" and channel.find("source") is None:
+        channel.insert(0, _element("source", mode="bind", path=str(socket)))
 
 
 def _remove_our_arguments(root: Element) -> None:

@@ -48,7 +48,7 @@ def _ours(deed: str, error: libvirt.libvirtError) -> VmimError:
     said = (error.get_error_message() or str(error)).strip().rstrip(".")
     if code == libvirt.VIR_ERR_NO_DOMAIN:
         return DomainNotFoundError(f"libvirt could not {deed}: {said}.", hint="vmimagemanager list")
-    if code in _XML:
+    if code in _XML and error.get_error_domain() != libvirt.VIR_FROM_TEST:
         return ConfigError(
             f"libvirt could not {deed}, because it does not accept its XML: {' '.join(said.split())}.",
             hint="Look at the box's own XML and stylesheet; 'virt-xml-validate FILE domain' tells more.",

@@ -35,7 +35,7 @@ def lines(image: Image) -> list[str]:
         ("user", image.user),
         ("agent", "yes" if image.agent else "no"),
         ("command line", image.command_line or "none: it boots from its disk"),
-        *((role, str(path)) for role, path in image.files.items()),
+        *((f"{role} file", str(path)) for role, path in image.files.items()),
     ]
     width = max(len(key) for key, _ in facts)
     shown = [image.address, *(f"  {key:{width}}  {value}" for key, value in facts)]

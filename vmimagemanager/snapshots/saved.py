@@ -10,6 +10,7 @@ from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml, RamFile
 from vmimagemanager.snapshots.subject import Subject
 from vmimagemanager.state import SnapshotFolder
+from vmimagemanager.units import Size
 
 
 class SavedEngine:
@@ -21,7 +22,10 @@ class SavedEngine:
 
     def take(self, subject: Subject, domain: Domain, stage: SnapshotFolder) -> None:
         definition = domain.portable_definition()
-        require_space(stage.path, definition.ram, purpose=f"Saving the memory of '{subject.folder.name}'")
+        # What is written is as large as the RAM at most; a guest whose RAM is somebody else's file gets one, too.
+        files = 1 if definition.ram_file is None or subject.folder.ram.exists() else 2
+        needed = Size(definition.ram.bytes * files)
+        require_space(stage.path, needed, purpose=f"Saving the memory of '{subject.folder.name}'")
         domain.monitor.ignore_shared(False)  # a live snapshot that was interrupted may have left it on
         # libvirt ends the guest when it has written all; until then, a failure leaves it running.
         domain.save(stage.saved, self._definition(subject, definition))
@@ -31,10 +35,10 @@ class SavedEngine:
 
     def bring_back(self, subject: Subject, snapshot: SnapshotFolder) -> Domain:
         hypervisor, folder = subject.hypervisor, subject.folder
-        definition = DomainXml.read(snapshot.definition)
-        if launch.ram_may_be_a_file(hypervisor):
+        definition = self._definition(subject, DomainXml.read(snapshot.definition))
+        if definition.ram_file is not None:
             launch.new_ram_file(hypervisor, folder.ram, definition)
-        hypervisor.restore(str(snapshot.saved), self._definition(subject, definition))
+        hypervisor.restore(str(snapshot.saved), definition)
         domain = hypervisor.find(folder.name)
         if domain is None:
             raise DomainNotFoundError(f"libvirt restored the domain '{folder.name}', and it is not there.")
@@ -42,7 +46,8 @@ class SavedEngine:
         return domain
 
     def _definition(self, subject: Subject, definition: DomainXml) -> DomainXml:
-        # A fresh RAM file of its own, mapped shared: the guest can have a live snapshot again.
-        if not launch.ram_may_be_a_file(subject.hypervisor):
-            return definition.with_ram_file(None)
+        # Its RAM must have the name under which it was saved, so a guest that had no RAM file cannot be given one.  Any
+        # other gets a file of its own, mapped shared: it can have a live snapshot again.
+        if definition.ram_file is None:
+            return definition
         return definition.with_ram_file(RamFile(path=subject.folder.ram, size=definition.ram, shared=True))

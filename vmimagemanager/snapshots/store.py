@@ -93,13 +93,13 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
         path.chmod(0o711)
         stage = SnapshotFolder(path)
         definition = DomainXml.read(folder.definition) if domain is None else domain.portable_definition()
-        plain = definition.with_ram_file(None)
-        replace_file(stage.definition, plain.text().encode(), mode=0o600)
+        replace_file(stage.definition, definition.text().encode(), mode=0o600)
         boot_id = ""
         if domain is not None:
             boot_id = subject.plant(domain, token).boot_id
             watch.lap("plant")
         parent = standing_on(folder)
+        sweep(folder)  # a restore, which has no time for it, may have left layers that nobody stands on
         layer = secrets.token_hex(8)
         try:
             engine, reasons = _engine_took(subject, domain, stage)
@@ -118,8 +118,8 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
                 token=token if domain is not None and engine.kind is not Engine.DISK else "",
                 boot_id=boot_id,
                 parent=parent,
-                ram=plain.ram,
-                machine=plain.machine,
+                ram=definition.ram,
+                machine=definition.machine,
                 libvirt=host.libvirt,
                 qemu=host.qemu,
                 why_not=reasons,
@@ -382,6 +382,11 @@ def _require_files(folder: BoxFolder, snapshot: SnapshotFolder, manifest: Manife
                 f"The snapshot '{manifest.name}' of '{folder.name}' is damaged: '{path}' is missing.",
                 hint=f"vmimagemanager snapshot-remove {folder.name}@{manifest.name}",
             )
+    if disks.detect_format(folder.layer(manifest.layer)) is None:
+        raise StateError(
+            f"The snapshot '{manifest.name}' of '{folder.name}' is damaged: its disk is not a qcow2 image any more.",
+            hint=f"vmimagemanager snapshot-remove {folder.name}@{manifest.name}",
+        )
 
 
 def _require_room(folder: BoxFolder, manifest: Manifest) -> None:

@@ -1,0 +1,45 @@
+"""The life of one box through qemu:///session, for test_session.py: run as a program by a user that the test made."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from vmimagemanager import BoxSettings, Manager
+from vmimagemanager.config import Hook, Moment, Place
+from vmimagemanager.units import Size
+
+CANARY, MEMORY = "/root/canary", "/run/canary"
+
+
+def live(manager: Manager, name: str) -> dict[str, object]:
+    """Define, boot, snapshot, dirty, restore, use, end and undefine a box; return what was seen."""
+    seen: dict[str, object] = {"uri": manager.site.hypervisor.uri}
+    hook = Hook(moment=Moment.AFTER_RESTORE, where=Place.HOST, command=("sh", "-c", 'echo "$VMIM_BOX" >&2'))
+    settings = BoxSettings(image="debian-12", ram=Size(384 << 20), hooks=(hook,))
+    with ExitStack() as stack:
+        box = manager.define(name, settings)
+        stack.callback(lambda: box.undefine(force=True) if name in manager.boxes() else None)
+        up = box.up()
+        seen["up"] = [up.started, up.first_boot, up.system]
+        boot_id = box.run(["cat", "/proc/sys/kernel/random/boot_id"]).text
+        seen["taken"] = [box.snapshot("clean").engine, box.run(["hostname"]).text.strip()]
+        box.script(f"echo dirty >{CANARY}; echo dirty >{MEMORY}; sync")
+        restored = box.restore("clean")
+        seen["restored"] = [restored.engine, restored.proven, list(restored.why_not)]
+        seen["left"] = [box.run(["test", "-e", path], check=False).status for path in (CANARY, MEMORY)]
+        seen["same boot"] = box.run(["cat", "/proc/sys/kernel/random/boot_id"]).text == boot_id
+        seen["ssh"] = box.show().ssh
+        seen["forced"] = box.down().forced
+        seen["state"] = box.show().state
+        box.undefine()
+        seen["boxes"] = [one for one in manager.boxes() if one == name]
+        seen["domains"] = [one for one in manager.site.hypervisor.names() if one == name]
+    return seen
+
+
+if __name__ == "__main__":
+    with Manager.open(uri="qemu:///session", state_directory=Path(sys.argv[1])) as opened:
+        json.dump(live(opened, sys.argv[2]), sys.stdout)
