@@ -16,7 +16,7 @@ from vmimagemanager import Box, BoxSettings, Manager
 from vmimagemanager.errors import BoxError, ConfigError, ForeignDomainError
 from vmimagemanager.units import Size
 
-# What a plain box has not: two processors, another machine type, another network card, a second serial port, a watchdog.
+# What a plain box has not: two processors, more memory, another machine type, a watchdog.
 OWN = """
 <domain type="qemu">
   <name>theirs</name>
@@ -27,8 +27,9 @@ OWN = """
   <os><type arch="x86_64" machine="pc-q35-7.0">hvm</type></os>
   <features><acpi/></features>
   <devices>
-    <disk type="file" device="disk"><source file="/nowhere"/><target dev="vda" bus="virtio"/><serial>OURS</serial></disk>
-    <interface type="network"><source network="nowhere"/><model type="e1000e"/></interface>
+    <disk type="file" device="disk"><source file="/nowhere"/>
+      <target dev="vda" bus="virtio"/><serial>OURS</serial></disk>
+    <interface type="network"><source network="nowhere"/><model type="virtio-non-transitional"/></interface>
     <serial type="pty"><target port="0"/></serial>
     <serial type="null"><target port="1"/></serial>
     <watchdog model="i6300esb" action="none"/>
@@ -49,6 +50,7 @@ EVIL = """
   <xsl:import href="file:///etc/passwd"/>
 </xsl:stylesheet>
 """
+ENTITY = "<!DOCTYPE a [<!ENTITY a SYSTEM 'file:///etc/passwd'>]><a>&a;</a>"
 
 
 def virsh(manager: Manager, *words: str, check: bool = True) -> str:
@@ -77,9 +79,10 @@ def test_a_box_of_own_xml_and_a_sites_stylesheet_has_their_devices_and_our_disk_
     box.up()
     seen = box.script(
         "nproc; awk '/MemTotal/ { print ($2 > 900000) }' /proc/meminfo; cat /sys/block/vda/serial; echo;"
-        "cat /sys/class/dmi/id/product_version; cat /sys/bus/pci/devices/*/device | grep -xE '0x10d3|0x25ab|0x1052' | sort"
+        "cat /sys/class/dmi/id/product_version;"
+        "cat /sys/bus/pci/devices/*/device | grep -xE '0x25ab|0x1052' | sort"
     ).text.split()
-    assert seen == ["2", "1", "OURS", "pc-q35-7.0", "0x1052", "0x10d3", "0x25ab"]
+    assert seen == ["2", "1", "OURS", "pc-q35-7.0", "0x1052", "0x25ab"]
     text = virsh(manager, "dumpxml", box.name)
     for kept in ("keep me", "changed by the site", f'name="{box.name}"'):
         assert kept in text.replace("'", '"')
@@ -109,7 +112,7 @@ def test_a_box_of_dangerous_xml_is_refused_and_leaves_nothing(
 def test_xml_that_libvirt_does_not_know_is_refused_and_leaves_nothing(manager: Manager, tmp_path: Path) -> None:
     own, name = tmp_path / "own.xml", new_name()
     own.write_text(OWN.replace("<vcpu>2</vcpu>", "<vcpu>2</vcpu><nonsense/>"))
-    with pytest.raises(ConfigError, match="nonsense"):
+    with pytest.raises(ConfigError, match="does not accept its XML"):
         manager.define(name, BoxSettings(image=IMAGE, xml=own))
     assert name not in manager.boxes()
     assert name not in manager.site.hypervisor.names()
@@ -189,7 +192,7 @@ def test_an_adopted_domain_is_snapshotted_and_restored_and_comes_back_untouched(
 def test_what_is_not_ours_is_never_touched_by_accident(manager: Manager, theirs: tuple[str, Path]) -> None:
     name, disk = theirs
     before, content = virsh(manager, "dumpxml", "--inactive", name), state_of(disk)
-    with pytest.raises(ForeignDomainError, match="adopt|not made by"):
+    with pytest.raises(ForeignDomainError, match="not made by"):
         manager.define(name, BoxSettings(image=IMAGE))
     with pytest.raises(BoxError, match="no domain"):
         manager.define(new_name(), BoxSettings(), adopt=True)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmimagemanager import disks, keys
+from vmimagemanager.boxes import borrow
 from vmimagemanager.boxes.reach import HOST, LOGIN
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
@@ -164,6 +165,7 @@ def undefine(site: Site, record: BoxRecord, *, force: bool = False) -> None:
     socket = _agent_socket(site, record)
     if socket is not None:
         socket.unlink(missing_ok=True)
+    borrow.give_back(folder)
     with staged_folder(folder.path) as doomed:
         folder.path.rename(doomed / record.name)
     remove_tree(site.state.holds / f"{record.name}.toml")
@@ -275,9 +277,12 @@ def _make(site: Site, record: BoxRecord, definition: DomainXml, *, original: Dom
         record.write(folder)
         publish(path, target.path)
     try:
+        if original is not None:
+            borrow.borrow(borrow.needed(site.hypervisor, original), target)
         _store(site, record, definition, target)
     except BaseException:
         _give_back(site, record.name, original)
+        borrow.give_back(target)
         remove_tree(target.path)
         raise
 

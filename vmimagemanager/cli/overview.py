@@ -11,7 +11,7 @@ from vmimagemanager.cli import failures, screen
 from vmimagemanager.cli.invocation import Invocation
 from vmimagemanager.cli.values import BOX
 from vmimagemanager.cli.verb import verb
-from vmimagemanager.errors import SeveralError, VmimError
+from vmimagemanager.errors import HypervisorUnreachableError, SeveralError, VmimError
 
 if TYPE_CHECKING:
     from vmimagemanager.box import Status
@@ -36,6 +36,8 @@ def list_boxes(invocation: Invocation, *, free: bool, used: bool, locked: bool) 
         for name in manager.boxes():
             try:
                 found.append(manager.box(name).show())
+            except HypervisorUnreachableError:  # not this box's fault, and no other box fares better
+                raise
             except VmimError as error:
                 errors[name] = error
 

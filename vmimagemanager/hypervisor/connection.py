@@ -10,7 +10,12 @@ from urllib.parse import urlsplit
 import libvirt
 from lxml import etree
 
-from vmimagemanager.errors import DomainNotFoundError, ForeignDomainError, HypervisorError
+from vmimagemanager.errors import (
+    DomainNotFoundError,
+    ForeignDomainError,
+    HypervisorError,
+    HypervisorUnreachableError,
+)
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.translate import silence_libvirt, translated
@@ -51,8 +56,13 @@ class Hypervisor:
     def connect(cls, uri: str) -> Hypervisor:
         """Open a connection; raise HypervisorUnreachableError with the way to start the daemon when there is none."""
         silence_libvirt()
-        with translated(f"connect to '{uri}'"):
-            return cls(libvirt.open(uri), uri)
+        try:
+            with translated(f"connect to '{uri}'"):
+                return cls(libvirt.open(uri), uri)
+        except HypervisorUnreachableError:
+            raise
+        except HypervisorError as error:
+            raise HypervisorUnreachableError(error.message, hint="vmimagemanager doctor") from error
 
     @property
     def session(self) -> bool:

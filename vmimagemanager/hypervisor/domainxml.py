@@ -309,6 +309,12 @@ class DomainXml:
             if disk.get("device", "disk") == "disk" and (source := disk.find("source")) is not None
         )
 
+    @property
+    def boot_files(self) -> tuple[Path, ...]:
+        """Return the kernel and the initrd that the domain boots directly, where it does."""
+        found = (self._root.findtext(f"os/{tag}") for tag in ("kernel", "initrd"))
+        return tuple(Path(text) for text in found if text)
+
     def text(self) -> str:
         etree.cleanup_namespaces(self._root)
         return etree.tostring(self._root, pretty_print=True, encoding="unicode")
