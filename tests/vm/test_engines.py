@@ -1,4 +1,4 @@
-"""The three engines of a snapshot, each made to be used for a real reason; costs three boots."""
+"""The three engines of a snapshot, each made to be used for a real reason; costs four boots."""
 
 from __future__ import annotations
 
@@ -138,3 +138,19 @@ def test_a_guest_that_does_not_shut_down_is_not_kept_by_its_disk_and_goes_on(
         f"disk: The guest of '{box.name}' did not shut down, so its disk cannot be kept cleanly.",
     ]
     assert box.run(["cat", "/run/in-memory"]).text == "kept\n"
+
+
+def test_a_snapshot_whose_memory_is_damaged_is_booted_from_its_disk_and_says_so(box: Box, manager: Manager) -> None:
+    boot_id = box.script("echo dirty >/root/canary; cat /proc/sys/kernel/random/boot_id").text
+    state = manager.site.state.box(box.name).snapshot("clean").device_state
+    before = state.read_bytes()
+    state.write_bytes(bytes(len(before)))
+    try:
+        restored = box.restore("clean")
+    finally:
+        state.write_bytes(before)
+    assert (restored.engine, restored.running, restored.proven) == ("disk", True, False)
+    assert [why for why in restored.why_not if why.startswith("live: ")]
+    assert box.run(BOOT_ID).text != boot_id
+    assert box.run(["test", "-e", "/root/canary"], check=False).status == 1
+    assert (box.restore("clean").engine, box.run(BOOT_ID).text) == ("live", boot_id)

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import paramiko
 
 from vmimagemanager.deadline import Deadline
-from vmimagemanager.errors import GuestError, GuestUnreachableError, HostKeyError, HypervisorError
+from vmimagemanager.errors import DeadlineError, GuestError, GuestUnreachableError, HostKeyError, HypervisorError
 from vmimagemanager.guest.result import Channel, Result
 
 # The cheapest good algorithms: under emulation the key exchange is most of a connection's time.
@@ -27,6 +27,7 @@ _HOST_KEY_TYPE = "ssh-ed25519"
 _CHUNK = 1 << 16
 _TRY = 10.0
 _ENDING = 0.5
+_NEWS = timedelta(seconds=3)
 _ANSWER = timedelta(seconds=20)
 _CONNECTION_LOST = (paramiko.SSHException, EOFError, OSError)
 
@@ -149,6 +150,7 @@ class Session:
         if status < 0:
             self._transport.join(_ENDING)  # a lost connection ends its channels first, and only then itself
             if not self.alive:
+                self._explain_loss()
                 raise GuestUnreachableError(f"The connection to the guest was lost while '{line[:80]}' ran.")
         return Result(
             command=line,
@@ -185,6 +187,11 @@ class Session:
     def _require_life(self) -> None:
         with suppress(HypervisorError):  # libvirt's own trouble is no reason to end a command that runs over SSH
             self._check()
+
+    def _explain_loss(self) -> None:
+        """Raise what `_check` says of a guest that is gone, which libvirt may know only a moment later."""
+        with suppress(DeadlineError):
+            Deadline(_NEWS, scaled=False).wait_for("news of the guest", self._require_life)
 
     def _channel(self) -> paramiko.Channel:
         return self._transport.open_session(timeout=Deadline(_ANSWER).remaining)
