@@ -285,11 +285,12 @@ class Guest(paramiko.ServerInterface):
             assert process.stdin is not None
             assert process.stdout is not None
             assert process.stderr is not None
+            ended = threading.Event()
             pumps = [
                 threading.Thread(target=_pump, args=(process.stdout, channel.sendall)),
                 threading.Thread(target=_pump, args=(process.stderr, channel.sendall_stderr)),
             ]
-            feeder = threading.Thread(target=_feed, args=(channel, process.stdin))
+            feeder = threading.Thread(target=_feed, args=(channel, process.stdin, ended))
             for thread in (*pumps, feeder):
                 thread.start()
             while process.poll() is None and not self._server.drop.is_set() and self._transport.is_active():
@@ -298,10 +299,10 @@ class Guest(paramiko.ServerInterface):
                 self._transport.sock.close()
             if process.poll() is None:
                 process.kill()
+                process.wait()
             for thread in pumps:
                 thread.join()
-            with suppress(OSError, EOFError):
-                channel.shutdown_read()  # ends the feeder
+            ended.set()
             feeder.join()
             with suppress(OSError, EOFError):
                 channel.shutdown_write()
@@ -317,9 +318,15 @@ def _pump(source: IO[bytes], send: Callable[[bytes], None]) -> None:
         continue
 
 
-def _feed(channel: paramiko.Channel, target: IO[bytes]) -> None:
+def _feed(channel: paramiko.Channel, target: IO[bytes], ended: threading.Event) -> None:
     with suppress(OSError, EOFError):
-        while chunk := channel.recv(1 << 16):
+        while not ended.is_set():
+            if not (channel.recv_ready() or channel.eof_received or channel.closed):
+                time.sleep(0.001)  # a blocking read could not be ended from outside
+                continue
+            chunk = channel.recv(1 << 16)
+            if not chunk:
+                break
             while chunk:
                 chunk = chunk[os.write(target.fileno(), chunk) :]
     target.close()

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
 from vmimagemanager import errors
 
@@ -89,9 +88,11 @@ def test_the_owner_rule_lets_the_owner_in() -> None:
     assert trespasses(PACKAGE / "hypervisor" / "connection.py", "import libvirt\nfrom lxml import etree") == []
 
 
-def test_imports_point_downwards_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    assert lint_imports(config_filename=str(ROOT / "setup.cfg"), no_cache=True) == EXIT_STATUS_SUCCESS
+def test_imports_point_downwards_only() -> None:
+    # In a process of its own: the linter switches off every logger that it finds.
+    program = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
 
 
 def test_importing_the_package_loads_nothing_foreign() -> None:

@@ -266,10 +266,10 @@ def test_sigterm_cleans_up_and_ends_with_143(tmp_path: Path) -> None:
         "from vmimagemanager.manager import Manager\n"
         "def boxes(manager):\n"
         "    try:\n"
-        "        print('there', flush=True)\n"
+        "        print('there\\n', end='', flush=True)\n"
         "        time.sleep(30)\n"
         "    finally:\n"
-        "        print('cleaned', flush=True)\n"
+        "        print('cleaned\\n', end='', flush=True)\n"
         "Manager.boxes = boxes\n"
         "sys.exit(run.run(['list']))\n"
     )
@@ -418,16 +418,17 @@ def test_an_internal_error_of_one_box_is_one_of_the_run(
 
 def test_an_interrupt_reaches_the_work_on_every_box(state: Path) -> None:
     code = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         "from vmimagemanager.box import Box\n"
         "from vmimagemanager.cli import run\n"
         "from vmimagemanager.manager import Manager\n"
         "def down(box):\n"
         "    try:\n"
-        "        print('there', flush=True)\n"
+        "        print('there\\n', end='', flush=True)\n"
         "        for _ in range(3000): time.sleep(0.01)\n"
         "    finally:\n"
-        "        print('cleaned', flush=True)\n"
+        "        print('cleaned\\n', end='', flush=True)\n"
         "Manager.box = lambda manager, name: object.__new__(Box)\n"
         "Box.down, Box.release = down, lambda box: None\n"
         "sys.exit(run.run(['down', 'a', 'b']))\n"

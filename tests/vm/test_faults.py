@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from vmimagemanager import Box, Manager
 from vmimagemanager.errors import (
     DeadlineError,
     GuestPanicError,
+    GuestUnreachableError,
     HostKeyError,
     HypervisorError,
     HypervisorUnreachableError,
@@ -365,6 +367,18 @@ def test_an_interrupted_verb_ends_with_130_and_leaves_a_box_that_works(
         if verb != "up":
             require_whole(box, "interrupted")
     require_usable(box)
+
+
+def test_an_interrupt_that_comes_while_libvirt_fails_is_an_interrupt(box: Box, manager: Manager) -> None:
+    domain = manager.site.hypervisor.find(box.name)
+    assert domain is not None
+    box.script("systemctl kill --signal=STOP qemu-guest-agent")  # it will not answer
+    with pytest.raises(GuestUnreachableError):
+        domain.agent_command('{"execute": "guest-ping"}', timedelta(seconds=1))
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        domain.agent_command('{"execute": "guest-ping"}', timedelta(seconds=1))
 
 
 @pytest.mark.parametrize("engine", ["saved", "live"])

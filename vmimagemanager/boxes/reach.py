@@ -67,8 +67,14 @@ def check_alive(domain: Domain, folder: BoxFolder) -> None:
 
 
 def console_tail(folder: BoxFolder) -> str:
-    """Return the last lines that the guest printed on its serial console."""
-    return last_lines(_console_bytes(folder), _QUOTED_LINES)
+    """Return the last lines that the guest printed on its serial console; after a panic, those around its own line."""
+    output = _console_bytes(folder)
+    before, panic, after = output.partition(_PANIC)
+    if not panic:
+        return last_lines(output, _QUOTED_LINES)
+    reason, _, trace = after.partition(b"\n")
+    first_lines = last_lines(trace, _LOG_TAIL).splitlines()[: _QUOTED_LINES // 2]
+    return "\n".join([last_lines(before + panic + reason, _QUOTED_LINES // 2 + 1), *first_lines])
 
 
 def access(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Access:

@@ -129,18 +129,17 @@ def _in_threads(works: list[Callable[[], None]]) -> None:
             ended.put(None)
 
     threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(len(works), _AT_ONCE))]
-    for thread in threads:
-        thread.start()
     left = len(threads)
     # Not by Thread.join: in Python 3.11 one that is interrupted takes the thread for ended (bpo-45274).
     try:
+        for thread in threads:
+            thread.start()
         while left:
             ended.get()
             left -= 1
     except KeyboardInterrupt:
         stopped.set()
-        for thread in threads:
-            _interrupt(thread)
+        left -= sum(not _interrupt(thread) for thread in threads)
         for _ in range(left):
             ended.get()
         raise
@@ -148,8 +147,11 @@ def _in_threads(works: list[Callable[[], None]]) -> None:
         raise unexpected[0]
 
 
-def _interrupt(thread: threading.Thread) -> None:
+def _interrupt(thread: threading.Thread) -> bool:
+    """Raise KeyboardInterrupt in a thread; return whether it had been started."""
     # Python gives signals to the main thread alone; this is how the interpreter's own API raises in another one.  A
     # thread that has ended is unknown to it.
-    assert thread.ident is not None
+    if thread.ident is None:
+        return False
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt))
+    return True
