@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from vmimagemanager import names
 from vmimagemanager.config import BoxSettings, Moment
-from vmimagemanager.errors import ImageError, VmimError
+from vmimagemanager.errors import GuestError, ImageError, VmimError
 from vmimagemanager.leases import Hold, Lease, Leases, owner
 
 if TYPE_CHECKING:
@@ -414,7 +414,13 @@ class Box:
 
     def _probe(self, text: str) -> bytes:
         with self._operation("probe", log=False) as (record, _):
-            return self._connected(record).run(["sh", "-s"], stdin=text.encode()).check().stdout
+            result = self._connected(record).run(["sh", "-s"], stdin=text.encode())
+        if result.status != 0:
+            raise GuestError(
+                f"The packages of '{self.name}' cannot be listed: the probe ended with status {result.status}.",
+                detail=result.stderr.decode("utf-8", "replace").strip(),
+            )
+        return result.stdout
 
     def _run_hooks(self, record: BoxRecord, moment: Moment) -> None:
         from vmimagemanager.boxes.hooks import run_hooks

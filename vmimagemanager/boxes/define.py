@@ -129,7 +129,9 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
         _store(site, changed, definition, folder)
         return Changed(keys=keys_changed, waits_for="the next start" if site.domain(record.name) else "")
     with site.images.locked():
-        image = _image(site, record.name, settings)
+        # An image that was not asked for anew stays the generation that it is.
+        pinned = settings.image == record.settings.image
+        image = _image(site, record.name, replace(settings, image=record.image) if pinned else settings)
         changed = replace(
             record, settings=settings, image=image.address, base=str(image.disk), digests=dict(image.digests)
         )

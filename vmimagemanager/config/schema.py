@@ -146,9 +146,10 @@ def path(value: object, spot: Spot) -> Path:
 
 
 def image(value: object, spot: Spot) -> str:
-    """Read the name of an image."""
-    if not isinstance(value, str) or not names.is_name(value):
-        raise spot.unexpected(value, f"the name of an image: {names.RULE}")
+    """Read the name of an image, or of one of its generations: ``debian-12:3``."""
+    name, colon, generation = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if not isinstance(value, str) or not names.is_name(name) or (colon and not generation.isdecimal()):
+        raise spot.unexpected(value, f"the name of an image, such as 'debian-12' or 'debian-12:3': {names.RULE}")
     return value
 
 

@@ -137,8 +137,11 @@ def _result(name: str, answer: str) -> Any:
 
 
 def _copy_from(source: socket.socket, target: Any) -> None:
-    while chunk := source.recv(_CHUNK):
-        target.write(chunk)
+    try:
+        while chunk := source.recv(_CHUNK):
+            target.write(chunk)
+    except OSError:  # a full disk: without a reader QEMU fails, and says so, instead of waiting for us
+        source.close()
 
 
 def _copy_to(target: socket.socket, source: Any) -> None:

@@ -197,8 +197,10 @@ def find(folder: BoxFolder, name: str) -> Manifest:
     manifest = find_or_none(folder, name)
     if manifest is None:
         names = [one.name for one in listing(folder)]
-        known = f"It has: {', '.join(names)}." if names else f"Take one: vmimagemanager snapshot {folder.name}@{name}"
-        raise SnapshotError(f"The box '{folder.name}' has no snapshot '{name}'.", hint=known)
+        has = f"; it has {', '.join(names)}" if names else ""
+        verb = "restore" if names else "snapshot"
+        hint = f"vmimagemanager {verb} {folder.name}@{names[-1] if names else name}"
+        raise SnapshotError(f"The box '{folder.name}' has no snapshot '{name}'{has}.", hint=hint)
     return manifest
 
 
