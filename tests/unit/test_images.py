@@ -497,7 +497,7 @@ def test_what_is_laid_into_the_tree_has_the_last_word_and_identities_are_left_ou
         "./etc/ssh/sshd_config": b"UsePAM yes\n",
         "./var/lib/systemd/random-seed": b"seed",
         "./var/lib/dbus/machine-id": b"id",
-        "./var/lib/apt/lists/deb.debian.org_debian_dists_bookworm_Release": b"list",
+        "./var/lib/apt/lists/archive.example_debian_dists_bookworm_Release": b"list",
     }
     archive, tree = tar_of(tmp_path / "root.tar", files), tmp_path / "tree"
     with tarfile.open(archive, "a") as stream:

@@ -32,7 +32,7 @@ def image() -> None:
 
 @verb_of(image, "build", documents=True)
 @click.argument("name", type=RECIPE)
-@click.option("--mirror", metavar="URL", help="Where to fetch packages from, instead of deb.debian.org.")
+@click.option("--mirror", metavar="URL", help="Where to fetch packages from, instead of mmdebstrap's default.")
 @click.option("--description", metavar="TEXT", help="A line for people.")
 @click.pass_obj
 def build(invocation: Invocation, name: str, mirror: str | None, description: str | None) -> None:

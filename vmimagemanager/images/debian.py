@@ -50,7 +50,7 @@ class Built:
 
 
 def build(recipe: Recipe, stage: Path, *, mirror: str | None, progress: Progress) -> Built:
-    """Build ``recipe`` in the folder ``stage``; ``mirror`` replaces mmdebstrap's default (deb.debian.org).
+    """Build ``recipe`` in the folder ``stage``; ``mirror`` replaces mmdebstrap's default.
 
     Raises ToolError when a program is missing or fails, ImageError when what came out is not a usable system, and
     SpaceError.  The caller removes the stage.
@@ -120,7 +120,7 @@ def _require_tools(recipe: Recipe) -> None:
 def _install(recipe: Recipe, stage: Path, mirror: str | None) -> Path:
     early, tar = stage / "early.tar", stage / "root.tar"
     if mirror is not None and mirror.startswith("-"):
-        raise ImageError(f"'{mirror}' is not a mirror: expected an address such as http://deb.debian.org/debian.")
+        raise ImageError(f"'{mirror}' is not a mirror: expected an address such as http://archive.example/debian.")
     with translate_os_errors("write", early), tarfile.open(early, "w") as archive:
         layout.add(archive, layout.INITRAMFS)
     argv: list[str | Path] = [
