@@ -6,12 +6,14 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from vmimagemanager import Box, CommandFailedError, Manager
+from vmimagemanager.config import Hook, Moment, Place
 from vmimagemanager.disks import info
 from vmimagemanager.errors import BoxError, DeadlineError, ImageError, TransferError
 from vmimagemanager.hypervisor.connection import default_uri
@@ -49,7 +51,9 @@ def test_up_of_a_running_box_changes_nothing(box: Box) -> None:
     assert box.run(["cat", "/run/in-memory"]).text == "kept\n"
 
 
-def test_a_box_whose_snapshot_was_removed_is_shut_down_cleanly_and_comes_up_again_with_its_disk(box: Box) -> None:
+def test_a_box_whose_snapshot_was_removed_is_shut_down_cleanly_and_comes_up_again_with_its_disk(
+    box: Box, tmp_path: Path
+) -> None:
     box.snapshot("standing-on")
     assert box.show().snapshot == "standing-on"
     box.remove_snapshot("standing-on")
@@ -63,7 +67,13 @@ def test_a_box_whose_snapshot_was_removed_is_shut_down_cleanly_and_comes_up_agai
     assert not box.down().was_up
     assert b"reboot: Power down" in box.console_log()
 
+    settings = box.show().settings
+    command = ("sh", "-c", f'echo "$VMIM_BOX $VMIM_MOMENT" >> {tmp_path}/hooked')
+    box.update(replace(settings, hooks=(Hook(moment=Moment.AFTER_UP, where=Place.HOST, command=command),)))
     up = box.up()
+    assert not box.up().started
+    assert (tmp_path / "hooked").read_text() == f"{box.name} after-up\n"  # once: the second found the box up
+    box.update(settings)
     assert (up.started, up.first_boot) == (True, False)
     assert box.run(BOOT_ID).text == f"{up.boot_id}\n" != boot_id
     assert box.script(identity).text == before
