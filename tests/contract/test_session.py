@@ -229,7 +229,7 @@ class Server:
             if self.has_sftp:
                 transport.set_subsystem_handler("sftp", paramiko.SFTPServer, Files, self)
             self._transports.append(transport)
-            with suppress(paramiko.SSHException, EOFError):
+            with suppress(paramiko.SSHException, EOFError, OSError):  # the client may be gone already
                 transport.start_server(server=Guest(self, transport))
 
     def cut(self) -> None:
