@@ -54,7 +54,8 @@ def state_directory() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def environment(state_directory: Path) -> dict[str, str]:
     """What to lay over a child process's environment so that it works on the same boxes."""
-    return {"VMIM_STATE_DIR": str(state_directory), "VMIM_URI": default_uri()}
+    # pytester gives its children a home of their own, and the libvirt of a session lies in the home.
+    return {"VMIM_STATE_DIR": str(state_directory), "VMIM_URI": default_uri(), "HOME": str(Path.home())}
 
 
 @pytest.fixture(scope="session")

@@ -139,7 +139,9 @@ def test_a_damaged_snapshot_is_told_before_the_running_guest_is_touched(box: Box
 
 @contextmanager
 def overwritten(path: Path) -> Iterator[None]:
-    """Overwrite the beginning of a file for a block."""
+    """Overwrite the beginning of a file, be it read-only, for a block."""
+    mode = path.stat().st_mode
+    path.chmod(mode | 0o200)
     with path.open("r+b", buffering=0) as stream:
         before = stream.read(512)
         stream.seek(0)
@@ -149,6 +151,7 @@ def overwritten(path: Path) -> Iterator[None]:
     finally:
         with path.open("r+b") as stream:
             stream.write(before)
+        path.chmod(mode)
 
 
 # -- no space ------------------------------------------------------------------------------------------------------
