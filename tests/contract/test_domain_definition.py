@@ -31,7 +31,9 @@ from vmimagemanager.errors import (
 from vmimagemanager.hypervisor.accelerator import Accelerator
 from vmimagemanager.hypervisor.connection import Hypervisor
 from vmimagemanager.hypervisor.domain import DomainState
-from vmimagemanager.hypervisor.domainxml import Boot, DomainXml, Parts, RamFile
+from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.hypervisor.parts import Boot, Parts
+from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.names import is_name
 from vmimagemanager.state import BoxFolder
 from vmimagemanager.units import Size

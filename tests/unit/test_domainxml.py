@@ -15,7 +15,9 @@ from lxml import etree
 
 from vmimagemanager.errors import ConfigError
 from vmimagemanager.hypervisor.accelerator import Accelerator
-from vmimagemanager.hypervisor.domainxml import OURS, QEMU, Boot, DomainXml, Ownership, Parts, RamFile
+from vmimagemanager.hypervisor.domainxml import DomainXml, Ownership
+from vmimagemanager.hypervisor.parts import OURS, Boot, Parts
+from vmimagemanager.hypervisor.ramfile import QEMU, RamFile
 from vmimagemanager.units import Size
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -80,7 +82,7 @@ def ram_file(path: str = "/state/boxes/web/ram", *, shared: bool = True) -> RamF
 GOLDEN_DOMAINS = {
     "plain-tcg": plain().with_parts(parts()),
     "plain-kvm-network": plain(Accelerator.KVM, cpus=4).with_parts(parts("libvirt:isolated")),
-    "session": plain().with_parts(replace(parts(), agent_socket=Path("/run/user/1000/vmimagemanager/web"))),
+    "session": plain().with_parts(replace(parts(), sockets=Path("/run/user/1000/vmimagemanager/web"))),
     "plain-boot-loader-no-network": plain().with_parts(parts("none", Boot())),
     "own": own().with_parts(parts("libvirt:isolated")),
     "running": plain().with_parts(parts()).with_owner((64055, 107)).with_ram_file(ram_file()).with_quick_start(),
@@ -156,12 +158,23 @@ def test_a_domain_without_our_metadata_has_no_owner() -> None:
     assert own().ownership is None
 
 
-def test_the_agents_socket_is_put_where_we_say_unless_own_xml_says_where() -> None:
+def test_the_channels_sockets_are_put_where_we_say_unless_own_xml_says_where() -> None:
     ours, theirs = Path("/run/ours"), Path("/run/theirs")
-    assert plain().with_parts(parts()).agent_socket is None
-    laid = plain().with_parts(replace(parts(), agent_socket=theirs))
-    assert laid.agent_socket == theirs
-    assert laid.with_parts(replace(parts(), agent_socket=ours)).agent_socket == theirs
+    assert plain().with_parts(parts()).channel_sockets == ()
+    laid = plain().with_parts(replace(parts(), sockets=theirs))
+    assert laid.channel_sockets == (theirs / "org.qemu.guest_agent.0", theirs / "org.vmimagemanager.0")
+    assert laid.with_parts(replace(parts(), sockets=ours)).channel_sockets == laid.channel_sockets
+
+
+def test_a_channel_is_open_when_libvirt_says_that_the_guest_is_connected() -> None:
+    def with_state(state: str) -> DomainXml:
+        target = f'<target type="virtio" name="org.vmimagemanager.0" {state}/>'
+        return own(f'<domain><devices><channel type="unix">{target}</channel></devices></domain>')
+
+    assert with_state('state="connected"').channel_is_open("org.vmimagemanager.0")
+    assert not with_state('state="disconnected"').channel_is_open("org.vmimagemanager.0")
+    assert not with_state("").channel_is_open("org.vmimagemanager.0")
+    assert not with_state('state="connected"').channel_is_open("org.qemu.guest_agent.0")
 
 
 # -- RAM -----------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ GET_ATTRIBUTE = """perl -e '
 COUNTER = (
     "systemd-run --quiet --unit=counter sh -c 'n=0; while sleep 0.1; do n=$((n + 1)); echo $n >/run/counter; done'"
 )
+WAITER = "vmimagemanager-waiter"[:15]  # as much of a process's name as Linux keeps
 
 
 Say = Callable[[str], str]
@@ -76,6 +77,33 @@ def test_restore_brings_back_the_memory_and_not_a_reboot(box: Box, say: Say) -> 
     assert say(f"{BOOT_ID}; systemctl show --property=MainPID ssh").split() == [boot_id, agent]
     assert say("systemctl is-active counter || true") == "inactive"
     assert "memory-only" not in say("ls /run").split()
+
+
+def test_a_restore_needs_no_new_process_in_the_guest(box: Box, say: Say) -> None:
+    (first,) = say(f"pgrep -x {WAITER}").split()
+    newest = int(say("echo $$"))
+    box.restore("clean")
+    assert say(f"pgrep -x {WAITER}").split() == [first]
+    # The shell that answers here and its agent's helper follow the snapshot's last process: nothing was started between.
+    assert int(say("echo $$")) <= newest
+    assert "0" == say(f"ps -o stat= -p {first} | grep -c R || true")
+
+
+@pytest.mark.parametrize("state", ["killed", "stopped"])
+def test_a_restore_whose_waiter_does_not_answer_is_proven_by_the_agent(
+    box: Box, say: Say, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal = {"killed": "KILL", "stopped": "STOP"}[state]
+    monkeypatch.setenv("VMIM_TIMEOUT_FACTOR", "1")
+    say(f"pkill -{signal} -x {WAITER}")
+    box.snapshot("without")
+    say("echo dirty >/root/canary")
+    restored = box.restore("without")
+    assert restored.proven
+    assert "canary" not in say("ls -A /root")
+    assert abs(float(say("date +%s.%N")) - time.time()) < 5
+    if state == "killed":
+        say(f"pgrep -x {WAITER}")  # started by that restore, for the next time
 
 
 def test_a_snapshot_leaves_the_guest_running_and_keeps_contents_links_attributes_and_processes(

@@ -20,7 +20,8 @@ from vmimagemanager.durable import make_folder, publish, remove_tree, replace_fi
 from vmimagemanager.errors import BoxError, ConfigError, ForeignDomainError, ImageError
 from vmimagemanager.hypervisor import accelerator, launch
 from vmimagemanager.hypervisor.connection import require_ownership
-from vmimagemanager.hypervisor.domainxml import Boot, DomainXml, Parts
+from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.hypervisor.parts import AGENT_CHANNEL, Boot, Parts
 from vmimagemanager.images import Image
 from vmimagemanager.leases import owner
 from vmimagemanager.names import box_name
@@ -164,9 +165,9 @@ def undefine(site: Site, record: BoxRecord, *, force: bool = False) -> None:
             site.hypervisor.define(DomainXml.read(folder.adopted))
         else:
             domain.undefine()
-    socket = _agent_socket(site, record)
-    if socket is not None:
-        socket.unlink(missing_ok=True)
+    sockets = _sockets(site, record)
+    if sockets is not None:
+        remove_tree(sockets)
     borrow.give_back(folder)
     with staged_folder(folder.path) as doomed:
         folder.path.rename(doomed / record.name)
@@ -241,14 +242,14 @@ def _with_parts(site: Site, record: BoxRecord, base: DomainXml, boot: Boot) -> D
         mac=record.mac,
         network=record.settings.network,
         boot=boot,
-        agent_socket=_agent_socket(site, record),
+        sockets=_sockets(site, record),
     )
     laid = base.with_parts(parts)
     return laid if site.hypervisor.session else laid.with_owner(site.hypervisor.host.qemu_owner)
 
 
-def _agent_socket(site: Site, record: BoxRecord) -> Path | None:
-    """Return where the agent's socket is to be; None where libvirt's own choice will do.
+def _sockets(site: Site, record: BoxRecord) -> Path | None:
+    """Return the folder for the sockets of the guest's channels; None where libvirt's own choice will do.
 
     A session's libvirt puts it so deep into the home folder that the path exceeds what a socket may have (108 bytes).
     """
@@ -256,7 +257,7 @@ def _agent_socket(site: Site, record: BoxRecord) -> Path | None:
     if not site.hypervisor.session or not runtime.startswith("/"):
         return None
     path = Path(runtime, "vmimagemanager", record.uuid)
-    return path if len(os.fsencode(path)) < 108 else None
+    return path if len(os.fsencode(path / AGENT_CHANNEL)) < 108 else None
 
 
 def _make(site: Site, record: BoxRecord, definition: DomainXml, *, original: DomainXml | None = None) -> None:

@@ -15,9 +15,10 @@ from vmimagemanager.boxes.site import Site
 from vmimagemanager.deadline import Deadline, Stopwatch
 from vmimagemanager.durable import translate_os_errors
 from vmimagemanager.errors import BoxError, DeadlineError, HypervisorError
+from vmimagemanager.guest.agent import Agent
 from vmimagemanager.guest.identity import Identity, give_identity
 from vmimagemanager.guest.readiness import Readiness, wait_until_ready
-from vmimagemanager.guest.repair import Proof, plant_and_repair
+from vmimagemanager.guest.repair import Proof, new_token, plant_and_repair
 from vmimagemanager.guest.result import Channel
 from vmimagemanager.hypervisor import launch
 from vmimagemanager.hypervisor.domain import Domain, DomainState
@@ -70,10 +71,8 @@ def up(site: Site, record: BoxRecord) -> Up:
     deadline = Deadline(record.settings.boot_timeout)
     readiness = _wait(domain, folder, deadline)
     watch.lap("boot")
-    first_boot = readiness.machine_id != record.machine_id
-    if first_boot:
-        _identify(domain, record, folder)
-        watch.lap("identity")
+    first_boot = _make_ours(domain, record, folder, readiness)
+    watch.lap("identity" if first_boot else "waiter")
     return Up(
         started=started,
         first_boot=first_boot,
@@ -124,16 +123,12 @@ def subject(site: Site, record: BoxRecord) -> snapshots.Subject:
     folder = site.state.box(record.name)
 
     def plant(domain: Domain, token: str) -> Proof:
-        deadline = Deadline(_REPAIR_LIMIT)
-        alive = partial(check_alive, domain, folder)
-        agent(domain).wait(deadline, alive, detail=lambda: console_tail(folder))
-        return plant_and_repair(agent(domain), token, _REPAIR_LIMIT, check=alive)
+        return _plant(domain, folder, token)
 
     def boot() -> Domain:
         domain = _boot(site, record, folder)
         readiness = _wait(domain, folder, Deadline(record.settings.boot_timeout))
-        if readiness.machine_id != record.machine_id:
-            _identify(domain, record, folder)
+        _make_ours(domain, record, folder, readiness)
         return domain
 
     def shut_down(domain: Domain) -> None:
@@ -202,6 +197,26 @@ def _wait(domain: Domain, folder: BoxFolder, deadline: Deadline) -> Readiness:
             waited_for=error.waited_for,
             seconds=error.seconds,
         ) from error
+
+
+def _make_ours(domain: Domain, record: BoxRecord, folder: BoxFolder, readiness: Readiness) -> bool:
+    """Give a guest that boots for the first time its identity, and any its waiter; return whether it was the first."""
+    first_boot = readiness.machine_id != record.machine_id
+    if first_boot:
+        _identify(domain, record, folder)
+    if not domain.waiter.listens():
+        _plant(domain, folder, new_token())
+    return first_boot
+
+
+def _plant(domain: Domain, folder: BoxFolder, token: str) -> Proof:
+    alive = partial(check_alive, domain, folder)
+
+    def ready_agent() -> Agent:
+        agent(domain).wait(Deadline(_REPAIR_LIMIT), alive, detail=lambda: console_tail(folder))
+        return agent(domain)
+
+    return plant_and_repair(domain.waiter, ready_agent, token, _REPAIR_LIMIT, check=alive)
 
 
 def _identify(domain: Domain, record: BoxRecord, folder: BoxFolder) -> None:

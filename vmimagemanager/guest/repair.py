@@ -1,54 +1,97 @@
-"""Proof and repair after a restore, in one agent command.
+"""Proof and repair after a restore: a line to a process that waits in the guest, or else one agent command.
 
 The *token* is a value that lives in the guest's memory only (a file on its tmpfs /run).  It is planted before a
 snapshot; a guest that shows it afterwards is that snapshot, neither a reboot nor yesterday's leftover.  The same
-command replaces it, sets the clock, and gives the kernel's random number generator fresh seed with the ioctl
+line replaces it, sets the clock, and gives the kernel's random number generator fresh seed with the ioctl
 RNDRESEEDCRNG, because a generation id alone reseeds only kernels with CONFIG_VMGENID.  Generators of programs that run
 already are not reseeded by anything.
+
+The *waiter* is started by the agent when a guest is up, and sleeps on a channel of its own until the host writes to it.
+A snapshot keeps it, in its memory, so that what a restore asks of it needs no new process in the guest, which is most
+of an agent command's time.  A guest without one (no perl, no virtio-serial, killed) is asked through the agent.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
-from vmimagemanager.errors import GuestError
+from vmimagemanager.deadline import Deadline, Stopwatch
+from vmimagemanager.errors import DeadlineError, GuestError, GuestUnreachableError, HypervisorError
 from vmimagemanager.guest.agent import Agent
-from vmimagemanager.guest.result import Result
+
+_log = logging.getLogger(__name__)
 
 TOKEN_FILE = "/run/vmimagemanager-token"  # noqa: S105
 _SEED = 64
 _RESEED = 0x5207  # RNDRESEEDCRNG in linux/random.h
+_SIGIO = 29  # asm-generic/signal.h; perl-base's POSIX does not know it
 _CLOCK_SETTIME = {"x86_64": 227, "aarch64": 112, "riscv64": 112}  # asm/unistd_64.h, asm-generic/unistd.h
+_GRACE = timedelta(seconds=0.2)  # for a guest that was just resumed to say that its end of the channel is open
 
-# Arguments: the token to leave behind, the time since the epoch, the number of the system call clock_settime.  Standard
-# input: the seed.  A second process (date, uname) would cost as much again under emulation.
+# Argument: the name of the waiter's channel.  Standard input and each line on the channel: the token to leave behind,
+# the time since the epoch, the number of the system call clock_settime, and the seed in hexadecimal digits.  A second
+# process (date, uname) would cost as much again under emulation.  The channel's device has one user at a time: opening
+# it fails where a waiter is there already.  A read returns nothing while the host is not connected, and SIGIO says when
+# that changes; it is blocked but while it is waited for, so that none gets lost.
 _PERL = f"""
-my ($next, $now, $clock_settime) = @ARGV;
-my $clock = "no";
-my ($seconds, $nanoseconds) = split /\\./, $now;
-$clock = "yes" if $clock_settime && syscall($clock_settime, 0, pack("q q", $seconds, $nanoseconds)) == 0;
-my $reseeded = "no";
-read(STDIN, my $seed, {_SEED});
-if (open(my $random, "+<", "/dev/urandom")) {{
-    syswrite($random, $seed);
-    $reseeded = "yes" if ioctl($random, {_RESEED}, 0);
-}}
+use Fcntl;
+use POSIX ();
+$| = 1;
 sub slurp {{ open(my $file, "<", $_[0]) or return "none"; my $line = <$file>; chomp $line; return $line; }}
-my ($token, $boot) = (slurp("{TOKEN_FILE}"), slurp("/proc/sys/kernel/random/boot_id"));
-if (open(my $file, ">", "{TOKEN_FILE}")) {{ chmod 0600, "{TOKEN_FILE}"; print $file "$next\\n"; close $file; }}
-print "$token $boot clock=$clock random=$reseeded\\n";
+sub repaired {{
+    my ($next, $now, $clock_settime, $seed) = split / /, $_[0];
+    my ($seconds, $nanoseconds) = split /\\./, $now;
+    my ($clock, $reseeded) = ("no", "no");
+    $clock = "yes" if $clock_settime && syscall($clock_settime + 0, 0, pack("q q", $seconds, $nanoseconds)) == 0;
+    if (open(my $random, "+<", "/dev/urandom")) {{
+        syswrite($random, pack("H*", $seed));
+        $reseeded = "yes" if ioctl($random, {_RESEED}, 0);
+    }}
+    my ($token, $boot) = (slurp("{TOKEN_FILE}"), slurp("/proc/sys/kernel/random/boot_id"));
+    umask 077;
+    if (open(my $file, ">", "{TOKEN_FILE}")) {{ print $file "$next\\n"; close $file; }}
+    return "$token $boot clock=$clock random=$reseeded\\n";
+}}
+print repaired(scalar <STDIN>);
+my ($found) = grep {{ slurp("$_/name") eq $ARGV[0] }} glob("/sys/class/virtio-ports/*") or exit 0;
+sysopen(my $channel, "/dev/" . substr($found, rindex($found, "/") + 1), O_RDWR | O_NONBLOCK) or exit 0;
+my $blocked = POSIX::SigSet->new({_SIGIO});
+POSIX::sigprocmask(POSIX::SIG_BLOCK(), $blocked);
+$SIG{{IO}} = sub {{}};
+defined(my $child = fork) or exit 0;
+exit 0 if $child;
+POSIX::setsid();
+chdir "/";
+$0 = "vmimagemanager-waiter";
+open(STDIN, "<", "/dev/null"); open(STDOUT, ">", "/dev/null"); open(STDERR, ">", "/dev/null");
+fcntl($channel, F_SETOWN, $$ + 0);
+fcntl($channel, F_SETFL, O_RDWR | O_NONBLOCK | O_ASYNC);
+my $asked = "";
+while (1) {{
+    my $count = sysread($channel, my $some, 4096);
+    if (!$count) {{
+        $asked = "" if defined $count;
+        POSIX::sigsuspend(POSIX::SigSet->new());
+        next;
+    }}
+    $asked .= $some;
+    while ($asked =~ s/^(.*)\\n//) {{ syswrite($channel, repaired($1)); }}
+}}
 """
 _SHELL = f"""
+read -r next now number seed
 clock=no
-date -u -s "@${{2}}" >/dev/null 2>&1 && clock=yes
-cat > /dev/urandom
+date -u -s "@$now" >/dev/null 2>&1 && clock=yes
+printf '%s' "$seed" > /dev/urandom
 token=$(cat {TOKEN_FILE} 2>/dev/null || echo none)
 umask 077
-printf '%s\\n' "$1" > {TOKEN_FILE}
+printf '%s\\n' "$next" > {TOKEN_FILE}
 echo "$token $(cat /proc/sys/kernel/random/boot_id) clock=$clock random=no"
 """
 
@@ -64,42 +107,85 @@ class Proof:
     seconds: float
 
 
+class Waiter(Protocol):
+    """The host's end of the channel on which a process in the guest waits."""
+
+    name: str
+
+    def listens(self) -> bool:
+        """Tell whether a program in the guest has the channel open."""
+
+    def ask(self, line: str, deadline: Deadline, check: Callable[[], None]) -> str: ...
+
+
 def new_token() -> str:
     """Return a value that nobody can guess and that was never used before."""
     return os.urandom(16).hex()
 
 
 def plant_and_repair(
-    agent: Agent, token: str, limit: timedelta, *, check: Callable[[], None], architecture: str = "x86_64"
+    waiter: Waiter,
+    agent: Callable[[], Agent],
+    token: str,
+    limit: timedelta,
+    *,
+    check: Callable[[], None],
+    architecture: str = "x86_64",
 ) -> Proof:
     """Read the guest's token and leave ``token`` in its place, set its clock and reseed its random numbers.
 
-    Uses perl where the guest has it, else sh, which can set the clock but not make the kernel use the seed at once: the
-    proof says so.  ``check`` raises when there is no more hope; GuestError says that the answer makes no sense.
+    ``agent`` returns the guest's agent when it answers, and is called when there is no waiter; one is started then, for
+    the next time.  Without perl in the guest it is sh, which can set the clock but not make the kernel use the seed at
+    once: the proof says so.  ``check`` raises when there is no more hope; GuestError says that the answer makes no
+    sense.
     """
+    watch = Stopwatch()
 
-    def run(argv: list[str]) -> Result:
-        return agent.run(argv, stdin=os.urandom(_SEED), limit=limit, check=check)
+    def line() -> str:
+        return f"{token} {_now()} {_CLOCK_SETTIME.get(architecture, 0)} {os.urandom(_SEED).hex()}"
 
-    number = str(_CLOCK_SETTIME.get(architecture, 0))
+    def run(argv: list[str]) -> str:
+        result = agent().run(argv, stdin=f"{line()}\n".encode(), limit=limit, check=check)
+        if result.status != 0:
+            raise GuestError(
+                "The guest could not be proven and repaired.", detail=result.stderr.decode("utf-8", "replace").strip()
+            )
+        return result.text
+
     try:
-        result = run(["/usr/bin/perl", "-e", _PERL, token, _now(), number])
-    except GuestError as error:
-        if "Failed to execute" not in str(error):
-            raise
-        result = run(["/bin/sh", "-c", _SHELL, "repair", token, _now()])
-    words = result.text.split()
-    if result.status != 0 or len(words) != 4:
-        raise GuestError(
-            "The guest was restored, but could not be proven and repaired.",
-            detail=result.stderr.decode("utf-8", "replace").strip(),
-        )
+        answer = _asked(waiter, line(), limit, check)
+    except (DeadlineError, GuestUnreachableError, HypervisorError) as error:
+        _log.debug("no waiter answers, asking the agent: %s", error)
+        try:
+            answer = run(["/usr/bin/perl", "-e", _PERL, waiter.name])
+        except GuestError as refusal:
+            if "Failed to execute" not in str(refusal):
+                raise
+            answer = run(["/bin/sh", "-c", _SHELL])
+    return _proof(answer, watch.total)
+
+
+def _asked(waiter: Waiter, line: str, limit: timedelta, check: Callable[[], None]) -> str:
+    grace = Deadline(_GRACE, scaled=False)
+
+    def hopeful() -> None:
+        check()
+        if grace.expired and not waiter.listens():
+            raise GuestUnreachableError("No process waits in the guest.")
+
+    return waiter.ask(line, Deadline(limit), hopeful)
+
+
+def _proof(answer: str, seconds: float) -> Proof:
+    words = answer.split()
+    if len(words) != 4:
+        raise GuestError(f"The guest's proof makes no sense: expected 4 words, found {len(words)}.")
     return Proof(
         token=words[0],
         boot_id=words[1],
         clock_set=words[2] == "clock=yes",
         random_reseeded=words[3] == "random=yes",
-        seconds=result.seconds,
+        seconds=seconds,
     )
 
 

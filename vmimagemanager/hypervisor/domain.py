@@ -18,7 +18,9 @@ from vmimagemanager.errors import (
     HypervisorUnreachableError,
 )
 from vmimagemanager.hypervisor import domainxml
+from vmimagemanager.hypervisor.channel import Channel
 from vmimagemanager.hypervisor.monitor import Monitor
+from vmimagemanager.hypervisor.parts import WAITER_CHANNEL
 from vmimagemanager.hypervisor.translate import translated
 
 
@@ -140,6 +142,11 @@ class Domain:
             raise GuestUnreachableError(
                 f"The guest agent of '{self.name}' does not answer: it does not run."
             ) from error
+
+    @property
+    def waiter(self) -> Channel:
+        """Return the channel on which our process in the guest waits."""
+        return Channel(self._domain, WAITER_CHANNEL)
 
     def addresses(self) -> tuple[str, ...]:
         """Return the IPv4 addresses that the agent, or else the DHCP leases of libvirt's network, know of the guest."""

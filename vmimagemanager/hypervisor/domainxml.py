@@ -8,31 +8,26 @@ through its QEMU namespace: https://libvirt.org/drvqemu.html#pass-through-of-arb
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lxml import etree
 
 from vmimagemanager.errors import ConfigError
+from vmimagemanager.hypervisor import ramfile, xmltree
 from vmimagemanager.hypervisor.accelerator import Accelerator
+from vmimagemanager.hypervisor.parts import OURS, Parts, lay_over
+from vmimagemanager.hypervisor.ramfile import QEMU, RamFile
+from vmimagemanager.hypervisor.xmltree import child
 from vmimagemanager.units import Size
 
 if TYPE_CHECKING:
-    Element = etree._Element
+    from vmimagemanager.hypervisor.xmltree import Element
 
-QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
-OURS = "https://vmimagemanager/domain/1"
 _XSLT = "http://www.w3.org/1999/XSL/Transform"
-FORMAT = 1
-RAM_ID = "vmim-ram"
-AGENT_CHANNEL = "org.qemu.guest_agent.0"
 # Skips some 400 monitor round trips at each start (0.2 s): libvirt then asks for the CPU's properties in one old query.
 SLOW_CPU_QUERY = "cpu-unavailable-features"
-_OUR_ARGUMENTS = (("-machine", f"memory-backend={RAM_ID}"), ("-incoming", "defer"))
-_AGENT = f"devices/channel/target[@name='{AGENT_CHANNEL}']/.."
 _MEMORY_UNITS = {"b": 1, "bytes": 1} | {  # libvirt takes them in any case
     f"{letter}{ending}": base**power
     for power, letter in enumerate("kmgtpe", 1)
@@ -50,42 +45,6 @@ class Ownership:
     format: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RamFile:
-    """The guest's RAM as a file; ``shared`` writes go to the file, otherwise they stay private to this guest."""
-
-    path: Path
-    size: Size
-    shared: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Boot:
-    """What the domain boots directly; without a kernel, its disk's boot loader."""
-
-    kernel: Path | None = None
-    initrd: Path | None = None
-    command_line: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What is ours in every domain, and is laid over whatever the domain was built from.
-
-    Without an ``agent_socket`` libvirt chooses where the agent's socket lies.
-    """
-
-    name: str
-    uuid: str
-    state_directory: Path
-    disk: Path
-    console_log: Path
-    mac: str
-    network: str
-    boot: Boot
-    agent_socket: Path | None = None
-
-
 class DomainXml:
     """A domain's description as a tree that is never changed in place: each step returns a new one."""
 
@@ -97,7 +56,7 @@ class DomainXml:
     @classmethod
     def parse(cls, text: str | bytes, *, source: str) -> DomainXml:
         """Parse a ``<domain>``; raise ConfigError that names ``source`` when it is not one or uses entities."""
-        root = _parse(text, source=source)
+        root = xmltree.parse(text, source=source)
         if root.tag != "domain":
             raise ConfigError(f"{source} is not libvirt domain XML: expected <domain>, found <{root.tag!s}>.")
         return cls(root)
@@ -105,44 +64,44 @@ class DomainXml:
     @classmethod
     def read(cls, path: Path) -> DomainXml:
         """Parse a user's file."""
-        return cls.parse(read_file(path), source=f"'{path}'")
+        return cls.parse(xmltree.read_file(path), source=f"'{path}'")
 
     @classmethod
     def plain(cls, *, ram: Size, cpus: int, accelerator: Accelerator) -> DomainXml:
         """Return the domain that a box gets when its owner gives no XML: q35, virtio, one serial console."""
         root = etree.Element("domain", type="kvm" if accelerator is Accelerator.KVM else "qemu")
-        _child(root, "memory", str(ram.bytes // 1024), unit="KiB")
-        _child(root, "vcpu", str(cpus))
-        system = _child(root, "os")
-        _child(system, "type", "hvm", arch="x86_64", machine="q35")
-        features = _child(root, "features")
-        _child(features, "acpi")
-        _child(features, "apic")
+        child(root, "memory", str(ram.bytes // 1024), unit="KiB")
+        child(root, "vcpu", str(cpus))
+        system = child(root, "os")
+        child(system, "type", "hvm", arch="x86_64", machine="q35")
+        features = child(root, "features")
+        child(features, "acpi")
+        child(features, "apic")
         if accelerator is Accelerator.KVM:
-            _child(root, "cpu", mode="host-passthrough", check="none", migratable="on")
+            child(root, "cpu", mode="host-passthrough", check="none", migratable="on")
         else:
-            cpu = _child(root, "cpu", mode="custom", match="exact", check="none")
-            _child(cpu, "model", "qemu64", fallback="forbid")
+            cpu = child(root, "cpu", mode="custom", match="exact", check="none")
+            child(cpu, "model", "qemu64", fallback="forbid")
             # Or the guest's kernel loads KVM at its boot, to nobody's use: 4 to 6 s under emulation.
-            _child(cpu, "feature", policy="disable", name="svm")
-        _child(root, "clock", offset="utc")
-        _child(root, "on_poweroff", "destroy")
-        _child(root, "on_reboot", "restart")
-        _child(root, "on_crash", "preserve")
-        devices = _child(root, "devices")
-        _child(devices, "controller", type="usb", model="none")
-        _child(devices, "controller", type="pci", index="0", model="pcie-root")
+            child(cpu, "feature", policy="disable", name="svm")
+        child(root, "clock", offset="utc")
+        child(root, "on_poweroff", "destroy")
+        child(root, "on_reboot", "restart")
+        child(root, "on_crash", "preserve")
+        devices = child(root, "devices")
+        child(devices, "controller", type="usb", model="none")
+        child(devices, "controller", type="pci", index="0", model="pcie-root")
         for index in range(1, _PORTS + 1):
-            _child(devices, "controller", type="pci", index=str(index), model="pcie-root-port")
-        _child(_child(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
-        _child(devices, "memballoon", model="none")
+            child(devices, "controller", type="pci", index=str(index), model="pcie-root-port")
+        child(child(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
+        child(devices, "memballoon", model="none")
         return cls(root)
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def transformed(self, stylesheet: Path) -> DomainXml:
         """Apply a site's XSLT, which may read and write nothing but the tree; raise ConfigError when it fails."""
-        program = _parse(read_file(stylesheet), source=f"'{stylesheet}'")
+        program = xmltree.parse(xmltree.read_file(stylesheet), source=f"'{stylesheet}'")
         # libxslt reads these while it compiles, before any access control is asked.
         if any(True for _ in program.iter(f"{{{_XSLT}}}include", f"{{{_XSLT}}}import")):
             raise ConfigError(f"The stylesheet '{stylesheet}' includes or imports another file: expected one file.")
@@ -157,19 +116,9 @@ class DomainXml:
         return DomainXml(root)
 
     def with_parts(self, parts: Parts) -> DomainXml:
-        """Lay our name, disk, network, console, agent channel and metadata over the domain."""
+        """Lay our name, disk, network, console, channels and metadata over the domain."""
         root = self._copy()
-        for tag, text in (("name", parts.name), ("uuid", parts.uuid)):
-            _replace(root, tag, text)
-        _lay_metadata(root, parts)
-        _lay_boot(root, parts.boot)
-        devices = root.find("devices")
-        if devices is None:
-            devices = _child(root, "devices")
-        _lay_disk(devices, parts.disk)
-        _lay_network(devices, parts)
-        _lay_console(devices, parts.console_log)
-        _lay_agent(devices, parts.agent_socket)
+        lay_over(root, parts)
         return DomainXml(root)
 
     def with_owner(self, owner: tuple[int, int] | None) -> DomainXml:
@@ -180,25 +129,16 @@ class DomainXml:
         """
         root = self._copy()
         if owner is not None and root.find("seclabel[@model='dac']") is None:
-            label = _child(root, "seclabel", type="static", model="dac", relabel="no")
-            _child(label, "label", f"+{owner[0]}:+{owner[1]}")
+            label = child(root, "seclabel", type="static", model="dac", relabel="no")
+            child(label, "label", f"+{owner[0]}:+{owner[1]}")
         return DomainXml(root)
 
     def with_ram_file(self, ram: RamFile | None, *, incoming: bool = False) -> DomainXml:
         """Put the RAM into a file (or no longer), waiting for a migration stream when ``incoming``."""
         root = self._copy()
-        _remove_our_arguments(root)
+        ramfile.remove(root)
         if ram is not None:
-            sharing = "on" if ram.shared else "off"
-            backend = f"memory-backend-file,id={RAM_ID},mem-path={_escaped(ram.path)},size={ram.size.bytes}"
-            arguments = ["-object", f"{backend},share={sharing}", "-machine", f"memory-backend={RAM_ID}"]
-            if incoming:
-                arguments += ["-incoming", "defer"]
-            line = root.find(f"{{{QEMU}}}commandline")
-            if line is None:
-                line = etree.SubElement(root, f"{{{QEMU}}}commandline", nsmap={"qemu": QEMU})
-            for argument in arguments:
-                etree.SubElement(line, f"{{{QEMU}}}arg", value=argument)
+            ramfile.add(root, ram, incoming=incoming)
         return DomainXml(root)
 
     def without_runtime_parts(self) -> DomainXml:
@@ -248,14 +188,7 @@ class DomainXml:
     @property
     def ram_file(self) -> RamFile | None:
         """Return the file that the guest's RAM is in, if it is in one of ours."""
-        arguments = [one.get("value", "") for one in self._root.iterfind(f"{{{QEMU}}}commandline/{{{QEMU}}}arg")]
-        for argument in arguments:
-            if argument.startswith(f"memory-backend-file,id={RAM_ID},"):
-                options = _options(argument)
-                return RamFile(
-                    path=Path(options["mem-path"]), size=Size(int(options["size"])), shared=options["share"] == "on"
-                )
-        return None
+        return ramfile.find(self._root)
 
     @property
     def machine(self) -> str:
@@ -296,10 +229,14 @@ class DomainXml:
         return None if alias is None else f"host{alias.get('name', '')}"
 
     @property
-    def agent_socket(self) -> Path | None:
-        """Return where the definition itself puts the agent's socket, or None."""
-        source = self._root.find(f"{_AGENT}/source[@path]")
-        return None if source is None else Path(source.get("path", ""))
+    def channel_sockets(self) -> tuple[Path, ...]:
+        """Return where the definition itself puts the sockets of its channels."""
+        return tuple(Path(source.get("path", "")) for source in self._root.iterfind("devices/channel/source[@path]"))
+
+    def channel_is_open(self, name: str) -> bool:
+        """Tell whether a program in the running guest has opened the channel."""
+        target = self._root.find(f"devices/channel/target[@name='{name}']")
+        return target is not None and target.get("state") == "connected"
 
     def disks(self) -> tuple[Path, ...]:
         """Return the files of all disks that are not CD-ROMs or floppies, in their order."""
@@ -321,162 +258,3 @@ class DomainXml:
 
     def _copy(self) -> Element:
         return copy.deepcopy(self._root)
-
-
-def read_file(path: Path) -> bytes:
-    """Return a user's file; raise ConfigError when it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"'{path}' cannot be read: {error.strerror}.") from error
-
-
-# -- parsing -------------------------------------------------------------------------------------------------------
-
-
-def _parse(text: str | bytes, *, source: str) -> Element:
-    parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, load_dtd=False, dtd_validation=False, remove_blank_text=True
-    )
-    try:
-        root = etree.fromstring(text, parser)
-    except (etree.XMLSyntaxError, ValueError) as error:
-        raise ConfigError(f"{source} is not XML: {error}.") from error
-    if root.getroottree().docinfo.internalDTD is not None or any(True for _ in root.iter(etree.Entity)):
-        raise ConfigError(f"{source} has a document type or entities, which are refused: expected plain elements.")
-    return root
-
-
-# -- laying our parts over -----------------------------------------------------------------------------------------
-
-
-def _lay_metadata(root: Element, parts: Parts) -> None:
-    metadata = root.find("metadata")
-    if metadata is None:
-        metadata = _child(root, "metadata")
-    for old in metadata.findall(f"{{{OURS}}}box"):
-        metadata.remove(old)
-    box = etree.SubElement(metadata, f"{{{OURS}}}box", nsmap={"vmim": OURS})
-    box.set("name", parts.name)
-    box.set("state-directory", str(parts.state_directory))
-    box.set("format", str(FORMAT))
-
-
-def _lay_boot(root: Element, boot: Boot) -> None:
-    if boot.kernel is None:
-        return
-    system = root.find("os")
-    if system is None:
-        raise ConfigError("The domain XML has no <os>: expected <os><type>hvm</type></os>.")
-    for tag, text in (("kernel", boot.kernel), ("initrd", boot.initrd), ("cmdline", boot.command_line)):
-        _replace(system, tag, str(text) if text else None)
-
-
-def _lay_disk(devices: Element, disk: Path) -> None:
-    existing = [one for one in devices.iterfind("disk") if one.get("device", "disk") == "disk"]
-    if existing:
-        ours = existing[0]
-        for tag in ("source", "driver", "backingStore", "readonly", "shareable", "transient", "auth"):
-            for old in ours.findall(tag):
-                ours.remove(old)
-    else:
-        ours = _child(devices, "disk", device="disk")
-        _child(ours, "target", dev="vda", bus="virtio")
-    ours.set("type", "file")
-    # A test box is thrown away, not recovered after a power cut: the host's page cache is safe enough, and fastest.
-    ours.insert(0, _element("driver", name="qemu", type="qcow2", cache="unsafe", discard="unmap"))
-    ours.insert(1, _element("source", file=str(disk)))
-
-
-def _lay_network(devices: Element, parts: Parts) -> None:
-    existing = devices.findall("interface")
-    if parts.network == "none":
-        for one in existing:
-            devices.remove(one)
-        return
-    ours = existing[0] if existing else _child(devices, "interface")
-    model = ours.find("model")
-    kind = "virtio" if model is None else model.get("type", "virtio")
-    for child in list(ours):
-        if child.tag not in ("address", "boot"):
-            ours.remove(child)
-    ours.attrib.clear()
-    _child(ours, "mac", address=parts.mac)
-    if parts.network == "user":
-        ours.set("type", "user")
-    else:
-        ours.set("type", "network")
-        _child(ours, "source", network=parts.network.removeprefix("libvirt:"))
-    _child(ours, "model", type=kind)
-
-
-def _lay_console(devices: Element, log: Path) -> None:
-    serial = devices.find("serial")
-    if serial is None:
-        serial = _child(devices, "serial", type="pty")
-        _child(serial, "target", port="0")
-    for old in serial.findall("log"):
-        serial.remove(old)
-    _child(serial, "log", file=str(log), append="on")
-
-
-def _lay_agent(devices: Element, socket: Path | None) -> None:
-    channel = devices.find(_AGENT.removeprefix("devices/"))
-    if channel is None:
-        channel = _child(devices, "channel", type="unix")
-        _child(channel, "target", type="virtio", name=AGENT_CHANNEL)
-    if socket is not None and channel.get("type") == "unix" and channel.find("source") is None:
-        channel.insert(0, _element("source", mode="bind", path=str(socket)))
-
-
-def _remove_our_arguments(root: Element) -> None:
-    line = root.find(f"{{{QEMU}}}commandline")
-    if line is None:
-        return
-    arguments = line.findall(f"{{{QEMU}}}arg")
-    for option, value in pairwise(arguments):
-        pair = (option.get("value", ""), value.get("value", ""))
-        is_ours = pair[1].startswith(f"memory-backend-file,id={RAM_ID},") or pair in _OUR_ARGUMENTS
-        if is_ours:
-            line.remove(option)
-            line.remove(value)
-    if len(line) == 0:
-        root.remove(line)
-
-
-# -- small change --------------------------------------------------------------------------------------------------
-
-
-def _element(tag: str, text: str | None = None, **attributes: str) -> Element:
-    element = etree.Element(tag, attrib=attributes)
-    element.text = text
-    return element
-
-
-def _child(parent: Element, tag: str, text: str | None = None, **attributes: str) -> Element:
-    element = _element(tag, text, **attributes)
-    parent.append(element)
-    return element
-
-
-def _replace(parent: Element, tag: str, text: str | None) -> None:
-    for old in parent.findall(tag):
-        parent.remove(old)
-    if text is not None:
-        _child(parent, tag, text)
-
-
-def _escaped(path: Path) -> str:
-    # QEMU's option syntax doubles a comma inside a value.
-    return str(path).replace(",", ",,")
-
-
-def _options(argument: str) -> dict[str, str]:
-    pairs = argument.replace(",,", "\0").split(",")
-    return dict(_split_pairs(pairs))
-
-
-def _split_pairs(pairs: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        yield key, value.replace("\0", ",")

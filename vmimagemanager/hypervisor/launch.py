@@ -11,7 +11,8 @@ from vmimagemanager.durable import allocate, make_folder, translate_os_errors
 from vmimagemanager.errors import HypervisorError
 from vmimagemanager.hypervisor.connection import Hypervisor
 from vmimagemanager.hypervisor.domain import Domain
-from vmimagemanager.hypervisor.domainxml import DomainXml, RamFile
+from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.hypervisor.ramfile import RamFile
 
 _log = logging.getLogger(__name__)
 
@@ -58,8 +59,9 @@ def give_to_qemu(hypervisor: Hypervisor, path: Path) -> None:
 
 
 def _start(hypervisor: Hypervisor, definition: DomainXml, *, paused: bool) -> Domain:
-    if definition.agent_socket is not None and hypervisor.session:  # a run-time folder lasts until its user logs out
-        make_folder(definition.agent_socket.parent, mode=0o700)
+    if hypervisor.session:  # a run-time folder lasts until its user logs out
+        for socket in definition.channel_sockets:
+            make_folder(socket.parent, mode=0o700)
     try:
         return hypervisor.start(definition.with_quick_start(), paused=paused)
     except HypervisorError as error:

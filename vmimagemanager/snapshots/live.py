@@ -11,7 +11,8 @@ from vmimagemanager.config import Engine
 from vmimagemanager.durable import fsync_path, translate_os_errors
 from vmimagemanager.hypervisor import launch
 from vmimagemanager.hypervisor.domain import Domain
-from vmimagemanager.hypervisor.domainxml import DomainXml, RamFile
+from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.snapshots.subject import STATE_LIMIT, Subject
 from vmimagemanager.state import SnapshotFolder
 

@@ -7,7 +7,8 @@ from vmimagemanager.durable import require_space
 from vmimagemanager.errors import DomainNotFoundError
 from vmimagemanager.hypervisor import launch
 from vmimagemanager.hypervisor.domain import Domain
-from vmimagemanager.hypervisor.domainxml import DomainXml, RamFile
+from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.snapshots.subject import Subject
 from vmimagemanager.state import SnapshotFolder
 from vmimagemanager.units import Size
