@@ -32,6 +32,7 @@ _SEED = 64
 _RESEED = 0x5207  # RNDRESEEDCRNG in linux/random.h
 _SIGIO = 29  # asm-generic/signal.h; perl-base's POSIX does not know it
 _CLOCK_SETTIME = {"x86_64": 227, "aarch64": 112, "riscv64": 112}  # asm/unistd_64.h, asm-generic/unistd.h
+_WAITER_LIMIT = timedelta(seconds=3)  # for a process that runs already and needs milliseconds
 _GRACE = timedelta(seconds=0.2)  # for a guest that was just resumed to say that its end of the channel is open
 
 # Argument: the name of the waiter's channel.  Standard input and each line on the channel: the token to leave behind,
@@ -153,7 +154,7 @@ def plant_and_repair(
         return result.text
 
     try:
-        answer = _asked(waiter, line(), limit, check)
+        answer = _asked(waiter, line(), check)
     except (DeadlineError, GuestUnreachableError, HypervisorError) as error:
         _log.debug("no waiter answers, asking the agent: %s", error)
         try:
@@ -165,7 +166,7 @@ def plant_and_repair(
     return _proof(answer, watch.total)
 
 
-def _asked(waiter: Waiter, line: str, limit: timedelta, check: Callable[[], None]) -> str:
+def _asked(waiter: Waiter, line: str, check: Callable[[], None]) -> str:
     grace = Deadline(_GRACE, scaled=False)
 
     def hopeful() -> None:
@@ -173,7 +174,7 @@ def _asked(waiter: Waiter, line: str, limit: timedelta, check: Callable[[], None
         if grace.expired and not waiter.listens():
             raise GuestUnreachableError("No process waits in the guest.")
 
-    return waiter.ask(line, Deadline(limit), hopeful)
+    return waiter.ask(line, Deadline(_WAITER_LIMIT), hopeful)
 
 
 def _proof(answer: str, seconds: float) -> Proof:
