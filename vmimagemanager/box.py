@@ -121,12 +121,15 @@ class Box:
             return changed
 
     def undefine(self, *, force: bool = False) -> None:
-        """Remove the box with its disk, keys and snapshots; a running one only by ``force``."""
-        from vmimagemanager.boxes import define
+        """Remove the box with its disk, keys and snapshots; a running one only by ``force``.
 
-        with self._operation("undefine") as (record, _):
+        This works when the box's record is damaged, too.
+        """
+        from vmimagemanager.boxes import define, operations
+
+        with self._leased(), operations.logged(self._site.state.box(self.name), "undefine"):
             self.disconnect()
-            define.undefine(self._site, record, force=force)
+            define.undefine(self._site, self.name, force=force)
 
     # -- its snapshots ---------------------------------------------------------------------------------------------
 
@@ -388,20 +391,27 @@ class Box:
     def _operation(self, verb: str, *, log: bool = True) -> Iterator[tuple[BoxRecord, Entry]]:
         from vmimagemanager.boxes import operations
 
-        self._record()  # a box that does not exist leaves no lock behind
-        lease = self._lease
-        if lease is None or not lease.active:
-            lease = self._leases.acquire(self.name, self._wait, notice=self.notice)
-        try:
+        self._record()  # its time limits are those of waiting for the lease, too
+        with self._leased():
             record = self._record()
             if log:
                 with operations.logged(self._site.state.box(self.name), verb) as entry:
                     yield record, entry
             else:
                 yield record, operations.Entry()
+
+    @contextmanager
+    def _leased(self) -> Iterator[None]:
+        self._site.require(self.name)  # a box that does not exist leaves no lock behind
+        if self._lease is not None and self._lease.active:
+            yield
+            return
+        lease = self._leases.acquire(self.name, self._wait, notice=self.notice)
+        try:
+            self._site.require(self.name)
+            yield
         finally:
-            if lease is not self._lease:
-                lease.release()
+            lease.release()
 
     def _connected(self, record: BoxRecord) -> Session:
         from vmimagemanager.boxes import reach

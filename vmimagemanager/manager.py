@@ -80,7 +80,7 @@ class Manager:
 
     def box(self, name: str) -> Box:
         """Return a box, leased anew for each of its operations; raise BoxNotFoundError when there is none."""
-        self.site.record(names.box_name(name))
+        self.site.require(names.box_name(name))
         return self._box(name)
 
     def define(self, name: str, settings: BoxSettings | None = None, *, adopt: bool = False) -> Box:
@@ -104,7 +104,7 @@ class Manager:
                     if self.hooks:
                         run_hooks(self.site, record, Moment.AFTER_DEFINE, None)
             except BaseException:
-                define.undefine(self.site, record, force=True)
+                define.undefine(self.site, name, force=True)
                 raise
         finally:
             lease.release()
@@ -115,7 +115,7 @@ class Manager:
 
         Raises LeaseError that names the holder when it did not become free within ``wait``.
         """
-        self.site.record(names.box_name(name))
+        self.site.require(names.box_name(name))
         lease = self._leases.acquire(name, self.wait if wait is None else wait, notice=self.notice)
         return self._box(name, lease)
 
@@ -126,7 +126,7 @@ class Manager:
         """
         chosen = None if candidates is None else tuple(candidates)
         for name in chosen or ():
-            self.site.record(names.box_name(name))
+            self.site.require(names.box_name(name))
         lease = self._leases.claim(
             lambda: self.boxes() if chosen is None else chosen, self.wait if wait is None else wait
         )

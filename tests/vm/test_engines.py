@@ -6,13 +6,15 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from vmimagemanager import Box, BoxSettings, Manager
 from vmimagemanager.config import Engine
-from vmimagemanager.errors import SnapshotError
+from vmimagemanager.errors import SnapshotError, SpaceError
 from vmimagemanager.hypervisor.connection import default_uri
+from vmimagemanager.snapshots import store
 
 BOOT_ID = ["cat", "/proc/sys/kernel/random/boot_id"]
 IDENTITY = (
@@ -99,12 +101,46 @@ def test_a_guest_that_cannot_be_migrated_is_kept_by_its_disk_and_booted(box: Box
 
 
 def test_the_live_engine_can_be_left_out(box: Box) -> None:
-    box.snapshot("saved")  # and now the guest's memory is in a file of its own again
     with engines(box, Engine.SAVED, Engine.DISK):
         taken = box.snapshot("without-live")
     assert taken.engine == "saved"
     assert taken.why_not == ("live: The box's settings leave this engine out.",)
     assert box.restore("without-live").proven
+
+
+@pytest.mark.parametrize(("engine", "memory"), [("saved", "private"), ("live", "private"), ("live", "shared")])
+def test_a_snapshot_that_fails_at_its_last_step_leaves_the_guest_as_it_was(
+    box: Box, manager: Manager, engine: str, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = manager.site.state.box(box.name)
+    if memory == "shared":
+        with engines(box, Engine.SAVED):
+            box.snapshot("before")  # which gives it a RAM file of its own
+    domain = manager.site.domain(box.name)
+    assert domain is not None
+    ram = domain.definition(live=True).ram_file
+    assert ram is not None
+    assert ram.shared == (memory == "shared")
+    boot_id = box.script("echo kept >/run/in-memory; cat /proc/sys/kernel/random/boot_id").text
+    before, layers = [one.name for one in box.snapshots()], set(folder.layers.iterdir())
+
+    def publish(staged: Path, target: Path) -> None:
+        used.append("saved" if (staged / "saved").exists() else "live")
+        raise SpaceError("The disk is full.")
+
+    used: list[str] = []
+    with monkeypatch.context() as patch, engines(box, Engine(engine)):
+        patch.setattr(store, "publish", publish)
+        with pytest.raises(SpaceError, match="The disk is full"):
+            box.snapshot("failed")
+    assert used == [engine]
+    assert [one.name for one in box.snapshots()] == before
+    assert set(folder.layers.iterdir()) <= layers  # an earlier test may have left one that nobody stands on
+    assert box.run(["cat", "/run/in-memory"]).text == "kept\n"
+    assert box.run(BOOT_ID).text == boot_id
+    assert box.script("echo written >/root/file; sync; cat /root/file").text == "written\n"
+    assert box.snapshot("succeeded").engine == "live"
+    assert box.run(["cat", "/root/file"]).text == "written\n"
 
 
 def test_when_no_engine_can_each_says_why_and_the_guest_goes_on(box: Box, manager: Manager) -> None:

@@ -29,7 +29,6 @@ from vmimagemanager.errors import (
     StateError,
 )
 from vmimagemanager.keys import PUBLIC
-from vmimagemanager.snapshots import store
 from vmimagemanager.state import BoxFolder
 from vmimagemanager.units import Size
 
@@ -52,6 +51,25 @@ def require_usable(box: Box) -> None:
     """Restore the box, see that a command runs in it, and that nothing half-made lies about."""
     assert box.restore("clean").proven
     assert not box.up().started
+
+
+# -- the box's own files -------------------------------------------------------------------------------------------
+
+
+def test_a_box_whose_record_is_damaged_is_told_and_can_be_given_up(
+    manager: Manager, define: Callable[..., Box]
+) -> None:
+    box = define()
+    folder = manager.site.state.box(box.name)
+    record = folder.record.read_bytes()
+    folder.record.write_bytes(record[: len(record) // 2])
+    with pytest.raises(StateError) as raised:
+        box.up()
+    assert raised.value.hint.endswith(f"vmimagemanager undefine {box.name}")
+    manager.box(box.name).undefine()
+    assert manager.site.hypervisor.find(box.name) is None
+    assert not folder.path.exists()
+    assert box.name not in manager.boxes()
 
 
 # -- the guest -----------------------------------------------------------------------------------------------------
@@ -234,34 +252,6 @@ def test_a_guest_whose_disk_is_full_is_paused_and_goes_on_when_there_is_space(sm
         assert f"vmimagemanager up {box.name}" in caught.value.hint
     assert not box.up().started
     assert box.run(MEMORY).text == "kept\n"
-
-
-@pytest.mark.parametrize("engine", ["saved", "live"])
-def test_a_snapshot_that_fails_at_its_last_step_leaves_the_guest_as_it_was(
-    box: Box, folder: BoxFolder, engine: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if engine == "live":
-        box.snapshot("before")  # and now the guest's memory is in a file of its own
-    boot_id = box.script("echo kept >/run/in-memory; cat /proc/sys/kernel/random/boot_id").text
-    before, layers = names(box), sorted(folder.layers.iterdir())
-
-    def publish(staged: Path, target: Path) -> None:
-        used.append((staged / "saved").exists())
-        raise SpaceError("The disk is full.")
-
-    used: list[bool] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "publish", publish)
-        with pytest.raises(SpaceError, match="The disk is full"):
-            box.snapshot("failed")
-    assert used == [engine == "saved"]
-    assert names(box) == before
-    assert sorted(folder.layers.iterdir()) == layers
-    assert box.run(MEMORY).text == "kept\n"
-    assert box.run(["cat", "/proc/sys/kernel/random/boot_id"]).text == boot_id
-    assert box.script("echo written >/root/file; sync; cat /root/file").text == "written\n"
-    assert box.snapshot("succeeded").engine in ("live", "saved")
-    assert box.run(["cat", "/root/file"]).text == "written\n"
 
 
 # -- libvirt -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,9 @@ from vmimagemanager import Box, Manager
 from vmimagemanager.deadline import Deadline
 from vmimagemanager.errors import BoxError, SnapshotError
 from vmimagemanager.guest.agent import Agent
+from vmimagemanager.guest.repair import Proof, plant_and_repair
 from vmimagemanager.hypervisor.connection import default_uri
+from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.snapshots import Manifest
 
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
@@ -84,9 +86,9 @@ def test_a_restore_needs_no_new_process_in_the_guest(box: Box, say: Say) -> None
     newest = int(say("echo $$"))
     box.restore("clean")
     assert say(f"pgrep -x {WAITER}").split() == [first]
-    # The shell that answers here and its agent's helper follow the snapshot's last process: nothing was started between.
+    # The shell that answers here follows the snapshot's last process: nothing was started in between.
     assert int(say("echo $$")) <= newest
-    assert "0" == say(f"ps -o stat= -p {first} | grep -c R || true")
+    assert say(f"ps -o stat= -p {first} | grep -c R || true") == "0"
 
 
 @pytest.mark.parametrize("state", ["killed", "stopped"])
@@ -104,6 +106,28 @@ def test_a_restore_whose_waiter_does_not_answer_is_proven_by_the_agent(
     assert abs(float(say("date +%s.%N")) - time.time()) < 5
     if state == "killed":
         say(f"pgrep -x {WAITER}")  # started by that restore, for the next time
+
+
+def test_a_proof_whose_answer_was_lost_can_be_asked_for_again(box: Box, say: Say, manager: Manager) -> None:
+    domain = manager.site.domain(box.name)
+    assert domain is not None
+
+    def prove(token: str) -> Proof:
+        return plant_and_repair(
+            domain.waiter, lambda: Agent(domain), token, timedelta(seconds=20), check=lambda: assert_runs(domain)
+        )
+
+    first, second = prove("1" * 32), prove("2" * 32)
+    assert second.token == "1" * 32
+    assert prove("2" * 32).token == second.token
+    say(f"pkill -KILL -x {WAITER}")
+    assert prove("2" * 32).token == second.token
+    assert first.boot_id == second.boot_id == say(BOOT_ID)
+    assert prove("3" * 32).token == "2" * 32
+
+
+def assert_runs(domain: Domain) -> None:
+    assert domain.state() == "running"
 
 
 def test_a_snapshot_leaves_the_guest_running_and_keeps_contents_links_attributes_and_processes(
@@ -132,31 +156,35 @@ def test_a_snapshot_leaves_the_guest_running_and_keeps_contents_links_attributes
     assert int(say("sleep 1; cat /run/counter")) > first
 
 
-def test_a_restored_box_is_saved_with_the_reason_and_what_comes_of_that_is_live_again(box: Box, say: Say) -> None:
-    say("echo one >/run/where")
-    first = box.snapshot("first")
-    assert first.engine == "saved"
-    assert [reason for reason in first.why_not if reason.startswith("live: ") and "restored, not booted" in reason]
-    say("echo two >/run/where")
-    second = box.snapshot("second")
-    assert (second.engine, second.why_not) == ("live", ())
-    say("echo three >/run/where")
+def test_snapshots_of_a_restored_box_are_live_and_branch(box: Box, say: Say) -> None:
+    def remember(word: str) -> None:
+        say(f"echo {word} >/run/where; echo {word} >/root/where; head -c 8M /dev/urandom >/dev/shm/{word}")
 
-    assert box.restore("first").engine == "saved"
-    assert say("cat /run/where") == "one"
-    third = box.snapshot("third")
-    assert third.engine == "live"
+    def memory() -> str:
+        return say("cat /run/where /root/where || true; cd /dev/shm; sha256sum *")
 
-    for name, engine, where in (("second", "live", "two"), ("clean", "live", ""), ("third", "live", "one")):
+    remembered = {}
+    for name, from_which in (("first", ""), ("second", ""), ("third", "first"), ("fourth", "third")):
+        if from_which:
+            box.restore(from_which)
+        remember(name)
+        taken = box.snapshot(name)
+        assert (taken.engine, taken.why_not) == ("live", ())
+        remembered[name] = memory()
+
+    box.remove_snapshot("first")  # in the middle: the second stands on it, and so did the third
+    for name in ("second", "fourth", "third", "second"):
         restored = box.restore(name)
-        assert (restored.engine, restored.proven) == (engine, True)
-        assert say("cat /run/where || true") == where
+        assert (restored.engine, restored.proven) == ("live", True)
+        assert memory() == remembered[name]
         assert box.show().snapshot == name
+    assert box.restore("clean").proven
+    assert "where" not in say("ls /run /root").split()
     assert {one.name: one.parent for one in box.snapshots()} == {
         "clean": "",
-        "first": "clean",
         "second": "first",
         "third": "first",
+        "fourth": "third",
     }
 
 

@@ -146,32 +146,27 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
     return Changed(keys=keys_changed, waits_for="the next start" if keys_changed and site.domain(record.name) else "")
 
 
-def undefine(site: Site, record: BoxRecord, *, force: bool = False) -> None:
+def undefine(site: Site, name: str, *, force: bool = False) -> None:
     """Remove a box with its domain, disk, keys and snapshots; an adopted domain gets its own definition back.
 
-    Raises BoxError when it runs and ``force`` is not given.
+    Its record is not asked: it may be damaged.  Raises BoxError when it runs and ``force`` is not given.
     """
-    folder = site.state.box(record.name)
-    domain = site.hypervisor.domain(record.name, str(site.state.path))
+    folder = site.state.box(name)
+    domain = site.hypervisor.domain(name, str(site.state.path))
     if domain is not None:
         if domain.active:
             if not force:
-                raise BoxError(
-                    f"The box '{record.name}' runs.",
-                    hint=f"vmimagemanager down {record.name}, or undefine --force",
-                )
+                raise BoxError(f"The box '{name}' runs.", hint=f"vmimagemanager down {name}, or undefine --force")
             domain.end()
-        if record.adopted:
+        _remove_sockets(site, domain.definition(live=False).uuid)
+        if folder.adopted.exists():
             site.hypervisor.define(DomainXml.read(folder.adopted))
         else:
             domain.undefine()
-    sockets = _sockets(site, record)
-    if sockets is not None:
-        remove_tree(sockets)
     borrow.give_back(folder)
     with staged_folder(folder.path) as doomed:
-        folder.path.rename(doomed / record.name)
-    remove_tree(site.state.holds / f"{record.name}.toml")
+        folder.path.rename(doomed / name)
+    remove_tree(site.state.holds / f"{name}.toml")
 
 
 def ensure_defined(site: Site, record: BoxRecord) -> DomainXml:
@@ -242,13 +237,13 @@ def _with_parts(site: Site, record: BoxRecord, base: DomainXml, boot: Boot) -> D
         mac=record.mac,
         network=record.settings.network,
         boot=boot,
-        sockets=_sockets(site, record),
+        sockets=_sockets(site, record.uuid),
     )
     laid = base.with_parts(parts)
     return laid if site.hypervisor.session else laid.with_owner(site.hypervisor.host.qemu_owner)
 
 
-def _sockets(site: Site, record: BoxRecord) -> Path | None:
+def _sockets(site: Site, uuid: str) -> Path | None:
     """Return the folder for the sockets of the guest's channels; None where libvirt's own choice will do.
 
     A session's libvirt puts it so deep into the home folder that the path exceeds what a socket may have (108 bytes).
@@ -256,8 +251,14 @@ def _sockets(site: Site, record: BoxRecord) -> Path | None:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if not site.hypervisor.session or not runtime.startswith("/"):
         return None
-    path = Path(runtime, "vmimagemanager", record.uuid)
+    path = Path(runtime, "vmimagemanager", uuid)
     return path if len(os.fsencode(path / AGENT_CHANNEL)) < 108 else None
+
+
+def _remove_sockets(site: Site, uuid: str) -> None:
+    sockets = _sockets(site, uuid)
+    if sockets is not None:
+        remove_tree(sockets)
 
 
 def _make(site: Site, record: BoxRecord, definition: DomainXml, *, original: DomainXml | None = None) -> None:

@@ -114,7 +114,7 @@ def reset(site: Site, record: BoxRecord) -> None:
         )
     kill(site, record)
     folder = site.state.box(record.name)
-    snapshots.renew_overlay(site.hypervisor, folder, base)
+    snapshots.stand_on(site.hypervisor, folder, base)
     snapshots.sweep(folder)
 
 

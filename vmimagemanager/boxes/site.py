@@ -8,7 +8,7 @@ from functools import cached_property
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.config import Configuration
 from vmimagemanager.deadline import set_emulation_factor
-from vmimagemanager.errors import BoxNotFoundError
+from vmimagemanager.errors import BoxNotFoundError, StateError
 from vmimagemanager.hypervisor.accelerator import Accelerator
 from vmimagemanager.hypervisor.connection import Hypervisor
 from vmimagemanager.hypervisor.domain import Domain
@@ -32,13 +32,20 @@ class Site:
         return ImageStore(self.state.path)
 
     def record(self, name: str) -> BoxRecord:
-        """Return a box's record; raise BoxNotFoundError with the nearest name, and set the factor of time limits."""
-        folder = self.state.box(name)
-        if not folder.record.is_file():
-            raise BoxNotFoundError(f"There is no box '{name}'.", hint=self._advice(name))
-        record = BoxRecord.read(folder)
+        """Return a box's record, and set the factor of time limits; raise BoxNotFoundError, or StateError."""
+        self.require(name)
+        try:
+            record = BoxRecord.read(self.state.box(name))
+        except StateError as error:
+            error.hint = error.hint or f"Put it back from a backup, or give up the box: vmimagemanager undefine {name}"
+            raise
         set_emulation_factor(record.accelerator is Accelerator.TCG)
         return record
+
+    def require(self, name: str) -> None:
+        """Raise BoxNotFoundError, with the nearest name, unless there is a box ``name``."""
+        if not self.state.box(name).record.is_file():
+            raise BoxNotFoundError(f"There is no box '{name}'.", hint=self._advice(name))
 
     def domain(self, name: str) -> Domain | None:
         """Return the box's domain when it is active, None when it is off; raise ForeignDomainError for another's."""

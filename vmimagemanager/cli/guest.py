@@ -12,7 +12,7 @@ import click
 
 from vmimagemanager.cli import screen
 from vmimagemanager.cli.invocation import Invocation
-from vmimagemanager.cli.streams import Streams, given_input
+from vmimagemanager.cli.streams import Streams
 from vmimagemanager.cli.values import BOX, DURATION
 from vmimagemanager.cli.verb import guest_verb, verb
 from vmimagemanager.cli.verdicts import RESULT, recorded, result_document
@@ -47,15 +47,7 @@ def run(
     With --json the output is in the document instead.
     """
     with recorded(result, "run", box, words) as verdict, invocation.open() as manager, manager.box(box) as held:
-        with Streams(capture=invocation.json) as streams:
-            ended = held.run(
-                words,
-                stdin=b"" if no_stdin else given_input(),
-                limit=limit,
-                check=False,
-                stdout=streams.stdout,
-                stderr=streams.stderr,
-            )
+        ended = Streams(capture=invocation.json).run(held, words, limit=limit, no_stdin=no_stdin)
         verdict.ended(ended)
     return _told(invocation, "run", box, ended)
 
@@ -73,8 +65,8 @@ def script(invocation: Invocation, box: str, file: str, *, limit: timedelta | No
     """
     text = _script_text(file)
     with recorded(result, "script", box, (file,)) as verdict, invocation.open() as manager, manager.box(box) as held:
-        with Streams(capture=invocation.json) as streams:
-            ended = held.script(text, limit=limit, check=False, stdout=streams.stdout, stderr=streams.stderr)
+        streams = Streams(capture=invocation.json)
+        ended = held.script(text, limit=limit, check=False, stdout=streams.stdout, stderr=streams.stderr)
         verdict.ended(ended)
     return _told(invocation, "script", box, ended)
 

@@ -1,19 +1,22 @@
-"""The guest's standard streams, tied to ours byte by byte."""
+"""What a guest's command reads and writes: our own streams, byte for byte."""
 
 from __future__ import annotations
 
-import _thread
 import os
 import sys
-from collections.abc import Callable
-from types import TracebackType
-from typing import BinaryIO
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from vmimagemanager.box import Box
+    from vmimagemanager.guest.result import Result
 
 Sink = Callable[[bytes], object]
 
 
 class Streams:
-    """Sinks for a command's output; a context manager around the command.
+    """Sinks for a command's output.
 
     Nothing is kept between guest and reader: what comes is written at once.  A reader that goes away ends the command
     with BrokenPipeError, as a local program would end.  With ``capture`` the output is left to the result, and with
@@ -21,38 +24,25 @@ class Streams:
     """
 
     def __init__(self, *, capture: bool = False, all_to_stderr: bool = False) -> None:
-        self._broken = False
-        self.stdout: Sink | None = (
-            None if capture else self._writer((sys.stderr if all_to_stderr else sys.stdout).buffer)
-        )
-        self.stderr: Sink | None = None if capture else self._writer(sys.stderr.buffer)
+        self.stdout: Sink | None = None if capture else _writer((sys.stderr if all_to_stderr else sys.stdout).buffer)
+        self.stderr: Sink | None = None if capture else _writer(sys.stderr.buffer)
 
-    def __enter__(self) -> Streams:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._broken:
-            raise BrokenPipeError from error
-
-    def _writer(self, buffer: BinaryIO) -> Sink:
-        def write(chunk: bytes) -> None:
-            try:
-                buffer.write(chunk)
-                buffer.flush()
-            except BrokenPipeError:
-                # This runs in a thread of the connection, which would read on for ever: end the command itself.
-                if not self._broken:
-                    self._broken = True
-                    _thread.interrupt_main()
-                raise
-
-        return write
+    def run(self, box: Box, words: Sequence[str], *, limit: timedelta | None, no_stdin: bool) -> Result:
+        """Run a command in the box with our streams as its own, and return how it ended, whatever its status."""
+        stdin = b"" if no_stdin else _given_input()
+        return box.run(words, stdin=stdin, limit=limit, check=False, stdout=self.stdout, stderr=self.stderr)
 
 
-def given_input() -> bytes | BinaryIO:
-    """Return standard input, unbuffered: a thread that waits in a buffered one keeps the interpreter from ending."""
+def _writer(buffer: BinaryIO) -> Sink:
+    def write(chunk: bytes) -> None:
+        buffer.write(chunk)
+        buffer.flush()
+
+    return write
+
+
+def _given_input() -> bytes | BinaryIO:
+    # Unbuffered: a thread that waits in a buffered one keeps the interpreter from ending.
     try:
         descriptor = sys.stdin.fileno()
     except (AttributeError, OSError, ValueError):  # closed, or a test's

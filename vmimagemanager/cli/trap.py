@@ -12,7 +12,7 @@ import click
 from vmimagemanager.cli import screen
 from vmimagemanager.cli.guest import TIMEOUT
 from vmimagemanager.cli.invocation import Invocation
-from vmimagemanager.cli.streams import Streams, given_input
+from vmimagemanager.cli.streams import Streams
 from vmimagemanager.cli.values import BOX
 from vmimagemanager.cli.verb import guest_verb
 from vmimagemanager.cli.verdicts import RESULT, recorded
@@ -62,18 +62,8 @@ def trap(
     from vmimagemanager.report import trap as report
 
     with recorded(result, "trap", box, words) as verdict, invocation.open() as manager, manager.lease(box) as held:
-        with (
-            held.trap(baseline, missing_is_empty=accept) as set_trap,
-            Streams(all_to_stderr=invocation.json) as streams,
-        ):
-            ended = held.run(
-                words,
-                stdin=b"" if no_stdin else given_input(),
-                limit=limit,
-                check=False,
-                stdout=streams.stdout,
-                stderr=streams.stderr,
-            )
+        with held.trap(baseline, missing_is_empty=accept) as set_trap:
+            ended = Streams(all_to_stderr=invocation.json).run(held, words, limit=limit, no_stdin=no_stdin)
         found = report.document(set_trap.verdict)
         code = _accept(invocation, set_trap, ended, baseline) if accept else _judge(set_trap, ended)
         if not accept and not invocation.json:

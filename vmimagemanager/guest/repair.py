@@ -39,7 +39,9 @@ _GRACE = timedelta(seconds=0.2)  # for a guest that was just resumed to say that
 # the time since the epoch, the number of the system call clock_settime, and the seed in hexadecimal digits.  A second
 # process (date, uname) would cost as much again under emulation.  The channel's device has one user at a time: opening
 # it fails where a waiter is there already.  A read returns nothing while the host is not connected, and SIGIO says when
-# that changes; it is blocked but while it is waited for, so that none gets lost.
+# that changes; it is blocked but while it is waited for, so that none gets lost.  A write waits for the host: the guest
+# may hear of its line before it hears that it is connected.  So an answer may come when nobody waits for it any more:
+# each begins with the token that it is the answer to, and the file keeps the token before, for who asks once more.
 _PERL = f"""
 use Fcntl;
 use POSIX ();
@@ -54,14 +56,16 @@ sub repaired {{
         syswrite($random, pack("H*", $seed));
         $reseeded = "yes" if ioctl($random, {_RESEED}, 0);
     }}
-    my ($token, $boot) = (slurp("{TOKEN_FILE}"), slurp("/proc/sys/kernel/random/boot_id"));
+    my ($token, $before) = split / /, slurp("{TOKEN_FILE}");
+    $token = $before if $token eq $next;
     umask 077;
-    if (open(my $file, ">", "{TOKEN_FILE}")) {{ print $file "$next\\n"; close $file; }}
-    return "$token $boot clock=$clock random=$reseeded\\n";
+    if (open(my $file, ">", "{TOKEN_FILE}")) {{ print $file "$next $token\\n"; close $file; }}
+    my $boot = slurp("/proc/sys/kernel/random/boot_id");
+    return "$next $token $boot clock=$clock random=$reseeded\\n";
 }}
 print repaired(scalar <STDIN>);
 my ($found) = grep {{ slurp("$_/name") eq $ARGV[0] }} glob("/sys/class/virtio-ports/*") or exit 0;
-sysopen(my $channel, "/dev/" . substr($found, rindex($found, "/") + 1), O_RDWR | O_NONBLOCK) or exit 0;
+sysopen(my $channel, "/dev/" . substr($found, rindex($found, "/") + 1), O_RDWR) or exit 0;
 my $blocked = POSIX::SigSet->new({_SIGIO});
 POSIX::sigprocmask(POSIX::SIG_BLOCK(), $blocked);
 $SIG{{IO}} = sub {{}};
@@ -72,12 +76,12 @@ chdir "/";
 $0 = "vmimagemanager-waiter";
 open(STDIN, "<", "/dev/null"); open(STDOUT, ">", "/dev/null"); open(STDERR, ">", "/dev/null");
 fcntl($channel, F_SETOWN, $$ + 0);
-fcntl($channel, F_SETFL, O_RDWR | O_NONBLOCK | O_ASYNC);
+fcntl($channel, F_SETFL, O_RDWR | O_ASYNC);
 my $asked = "";
 while (1) {{
     my $count = sysread($channel, my $some, 4096);
     if (!$count) {{
-        $asked = "" if defined $count;
+        $asked = "";
         POSIX::sigsuspend(POSIX::SigSet->new());
         next;
     }}
@@ -90,10 +94,11 @@ read -r next now number seed
 clock=no
 date -u -s "@$now" >/dev/null 2>&1 && clock=yes
 printf '%s' "$seed" > /dev/urandom
-token=$(cat {TOKEN_FILE} 2>/dev/null || echo none)
+read -r token before 2>/dev/null < {TOKEN_FILE} || token=none
+[ "$token" != "$next" ] || token=$before
 umask 077
-printf '%s\\n' "$next" > {TOKEN_FILE}
-echo "$token $(cat /proc/sys/kernel/random/boot_id) clock=$clock random=no"
+printf '%s %s\\n' "$next" "$token" > {TOKEN_FILE}
+echo "$next $token $(cat /proc/sys/kernel/random/boot_id) clock=$clock random=no"
 """
 
 
@@ -116,7 +121,8 @@ class Waiter(Protocol):
     def listens(self) -> bool:
         """Tell whether a program in the guest has the channel open."""
 
-    def ask(self, line: str, deadline: Deadline, check: Callable[[], None]) -> str: ...
+    def ask(self, line: str, answer: str, deadline: Deadline, check: Callable[[], None]) -> str:
+        """Send a line and return the line that begins with ``answer``."""
 
 
 def new_token() -> str:
@@ -154,7 +160,7 @@ def plant_and_repair(
         return result.text
 
     try:
-        answer = _asked(waiter, line(), check)
+        answer = _asked(waiter, line(), token, check)
     except (DeadlineError, GuestUnreachableError, HypervisorError) as error:
         _log.debug("no waiter answers, asking the agent: %s", error)
         try:
@@ -163,10 +169,10 @@ def plant_and_repair(
             if "Failed to execute" not in str(refusal):
                 raise
             answer = run(["/bin/sh", "-c", _SHELL])
-    return _proof(answer, watch.total)
+    return _proof(answer, token, watch.total)
 
 
-def _asked(waiter: Waiter, line: str, check: Callable[[], None]) -> str:
+def _asked(waiter: Waiter, line: str, token: str, check: Callable[[], None]) -> str:
     grace = Deadline(_GRACE, scaled=False)
 
     def hopeful() -> None:
@@ -174,18 +180,18 @@ def _asked(waiter: Waiter, line: str, check: Callable[[], None]) -> str:
         if grace.expired and not waiter.listens():
             raise GuestUnreachableError("No process waits in the guest.")
 
-    return waiter.ask(line, Deadline(_WAITER_LIMIT), hopeful)
+    return waiter.ask(line, token, Deadline(_WAITER_LIMIT), hopeful)
 
 
-def _proof(answer: str, seconds: float) -> Proof:
+def _proof(answer: str, token: str, seconds: float) -> Proof:
     words = answer.split()
-    if len(words) != 4:
-        raise GuestError(f"The guest's proof makes no sense: expected 4 words, found {len(words)}.")
+    if len(words) != 5 or words[0] != token:
+        raise GuestError(f"The guest's proof makes no sense: expected 5 words, found '{answer[:80]}'.")
     return Proof(
-        token=words[0],
-        boot_id=words[1],
-        clock_set=words[2] == "clock=yes",
-        random_reseeded=words[3] == "random=yes",
+        token=words[1],
+        boot_id=words[2],
+        clock_set=words[3] == "clock=yes",
+        random_reseeded=words[4] == "random=yes",
         seconds=seconds,
     )
 

@@ -129,8 +129,8 @@ class Session:
             self._request(channel.exec_command, line, deadline, awaited)
             feeder = _Feeder(channel, stdin)
             readers = [
-                _Reader(channel.recv, stdout or kept[0].append),
-                _Reader(channel.recv_stderr, stderr or kept[1].append),
+                _Reader(channel, channel.recv, stdout or kept[0].append),
+                _Reader(channel, channel.recv_stderr, stderr or kept[1].append),
             ]
             try:
                 for reader in readers:
@@ -271,10 +271,11 @@ class _Feeder(threading.Thread):
 
 
 class _Reader(threading.Thread):
-    """Moves one output stream to its sink; a sink's failure (a closed pipe) is kept and the rest is thrown away."""
+    """Moves one output stream to its sink; when the sink fails (a closed pipe), nobody wants the program any more."""
 
-    def __init__(self, receive: Callable[[int], bytes], sink: Sink) -> None:
+    def __init__(self, channel: paramiko.Channel, receive: Callable[[int], bytes], sink: Sink) -> None:
         super().__init__(daemon=True)
+        self._channel = channel
         self._receive = receive
         self._sink = sink
         self.failure: Exception | None = None
@@ -288,11 +289,12 @@ class _Reader(threading.Thread):
                 return
             if not chunk:
                 return
-            if self.failure is None:
-                try:
-                    self._sink(chunk)
-                except Exception as error:  # noqa: BLE001 - the sink is the caller's: what it raises is raised to him
-                    self.failure = error
+            try:
+                self._sink(chunk)
+            except Exception as error:  # noqa: BLE001 - the sink is the caller's: what it raises is raised to him
+                self.failure = error
+                self._channel.close()
+                return
 
 
 def _lost(error: Exception) -> GuestUnreachableError:

@@ -11,7 +11,7 @@ from vmimagemanager.errors import GuestError, GuestUnreachableError
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.translate import translated
 
-_LINE = 4096  # bytes: a guest that writes more has nothing to say to us
+_MOST = 4096  # bytes: a guest that writes more has nothing to say to us
 _WOULD_BLOCK = -2  # of virStreamRecv
 _EVERY = 0.002  # seconds
 
@@ -29,11 +29,11 @@ class Channel:
             text = self._domain.XMLDesc()
         return DomainXml.parse(text, source="the domain").channel_is_open(self.name)
 
-    def ask(self, line: str, deadline: Deadline, check: Callable[[], None]) -> str:
-        """Send a line and return the line that the guest answers with.
+    def ask(self, line: str, answer: str, deadline: Deadline, check: Callable[[], None]) -> str:
+        """Send a line and return the guest's line that begins with ``answer``; others came too late for who asked them.
 
         ``check`` is called while the answer is awaited and raises when there is no more hope.  Raises HypervisorError
-        when the domain has no such channel, DeadlineError when no answer comes, GuestError when it is too long.
+        when the domain has no such channel, DeadlineError when no answer comes, GuestError when there is too much.
         """
         with translated(f"open the channel '{self.name}'"):
             stream = self._domain.connect().newStream(libvirt.VIR_STREAM_NONBLOCK)
@@ -41,22 +41,22 @@ class Channel:
         try:
             with translated(f"write to the channel '{self.name}'"):
                 stream.send(line.encode() + b"\n")
-            answer = bytearray()
+            said = bytearray()
 
-            def answered() -> bool:
+            def answered() -> str | None:
                 check()  # a call to libvirt, which also brings what the stream has received
                 with translated(f"read from the channel '{self.name}'"):
-                    chunk = stream.recv(_LINE)
+                    chunk = stream.recv(_MOST)
                 if chunk == b"":
                     raise GuestUnreachableError(f"The channel '{self.name}' was closed before the guest answered.")
                 if chunk != _WOULD_BLOCK:
-                    answer.extend(chunk)
-                if len(answer) > _LINE:
-                    raise GuestError(f"The guest's answer on the channel '{self.name}' is too long.")
-                return answer.endswith(b"\n")
+                    said.extend(chunk)
+                if len(said) > _MOST:
+                    raise GuestError(f"The guest says too much on the channel '{self.name}'.")
+                lines = said.decode("ascii", "replace").split("\n")[:-1]
+                return next((one for one in lines if one.startswith(answer)), None)
 
-            deadline.wait_for(f"an answer on the channel '{self.name}'", answered, every=_EVERY)
-            return answer.decode("ascii", "replace").rstrip("\n")
+            return deadline.wait_for(f"an answer on the channel '{self.name}'", answered, every=_EVERY)
         finally:
             _close(stream)
 

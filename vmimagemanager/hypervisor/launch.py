@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vmimagemanager.durable import allocate, make_folder, translate_os_errors
 from vmimagemanager.errors import HypervisorError
+from vmimagemanager.hypervisor import devicestate
 from vmimagemanager.hypervisor.connection import Hypervisor
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml
@@ -28,7 +29,7 @@ def wake(
     """Bring a guest back, running, from its RAM file and device state; on failure no domain is left running."""
     domain = _start(hypervisor, definition.with_ram_file(ram, incoming=True), paused=True)
     try:
-        domain.monitor.load_device_state(device_state, limit)
+        devicestate.load(domain.monitor, device_state, limit)
         domain.resume()
     except BaseException:
         domain.end()

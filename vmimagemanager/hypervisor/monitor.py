@@ -8,21 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import threading
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import libvirt
 import libvirt_qemu
 
-from vmimagemanager.deadline import Deadline
 from vmimagemanager.errors import HypervisorError
 from vmimagemanager.hypervisor.translate import translated
 
-_CHUNK = 1 << 20
-_STREAM = "vmim-stream"
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
 
 
@@ -51,62 +44,16 @@ class Monitor:
         with translated(f"run the monitor line '{line}'"):
             return str(libvirt_qemu.qemuMonitorCommand(self._domain, line, 1))
 
-    # -- device state ------------------------------------------------------------------------------------------------
+    # -- migration ---------------------------------------------------------------------------------------------------
 
     def migration_blockers(self) -> tuple[str, ...]:
         """Return why QEMU refuses to migrate this guest (a 9p share, a host device), or nothing."""
         return tuple(self.command("query-migrate").get("blocked-reasons", ()))
 
-    def save_device_state(self, target: Path, limit: timedelta) -> None:
-        """Write the state of a paused guest without its shared RAM (``x-ignore-shared``) into ``target``.
-
-        Raises HypervisorError or DeadlineError; the guest is then still there, paused, and ``target`` is to be removed.
-        """
-        deadline = Deadline(limit)
-        self.ignore_shared(True)
-        ours, theirs = socket.socketpair()
-        with ours, theirs, target.open("wb") as stream:
-            reader = threading.Thread(target=_copy_from, args=(ours, stream), daemon=True)
-            reader.start()
-            self.pass_descriptor(_STREAM, theirs.fileno())
-            theirs.close()
-            try:
-                self.command("migrate", uri=f"fd:{_STREAM}")
-                status = deadline.wait_for("QEMU to write its device state", self._outgoing_result, every=0.002)
-            except BaseException:
-                self.command("migrate_cancel")
-                self.ignore_shared(False)
-                raise
-            reader.join(deadline.remaining)
-        if status["status"] != "completed" or reader.is_alive():
-            self.ignore_shared(False)
-            raise HypervisorError(f"QEMU did not write its device state: {status.get('error-desc', status['status'])}.")
-
-    def load_device_state(self, source: Path, limit: timedelta) -> None:
-        """Read the state that `save_device_state` wrote into a guest that was started with ``-incoming defer``."""
-        deadline = Deadline(limit)
-        self.ignore_shared(True)
-        ours, theirs = socket.socketpair()
-        with ours, theirs, source.open("rb") as stream:
-            writer = threading.Thread(target=_copy_to, args=(ours, stream), daemon=True)
-            self.pass_descriptor(_STREAM, theirs.fileno())
-            theirs.close()
-            writer.start()
-            self.command("migrate-incoming", uri=f"fd:{_STREAM}")
-            deadline.wait_for("QEMU to read its device state", self._has_arrived, every=0.002)
-        self.ignore_shared(False)  # or a later save of libvirt's would leave the RAM out, too
-
     def ignore_shared(self, state: bool) -> None:
         """Leave shared RAM out of later migrations and saves, or no longer."""
         capability = {"capability": "x-ignore-shared", "state": state}
         self.command("migrate-set-capabilities", capabilities=[capability])
-
-    def _outgoing_result(self) -> dict[str, Any] | None:
-        status = self.command("query-migrate")
-        return status if status.get("status") in ("completed", "failed", "cancelled") else None
-
-    def _has_arrived(self) -> bool:
-        return bool(self.command("query-status")["status"] != "inmigrate")
 
     # -- port forwards of user-mode networks ---------------------------------------------------------------------------
 
@@ -134,20 +81,3 @@ def _result(name: str, answer: str) -> Any:
     if "error" in parsed:
         raise HypervisorError(f"QEMU refused the monitor command '{name}': {parsed['error'].get('desc', answer)}.")
     return parsed["return"]
-
-
-def _copy_from(source: socket.socket, target: Any) -> None:
-    try:
-        while chunk := source.recv(_CHUNK):
-            target.write(chunk)
-    except OSError:  # a full disk: without a reader QEMU fails, and says so, instead of waiting for us
-        source.close()
-
-
-def _copy_to(target: socket.socket, source: Any) -> None:
-    try:
-        while chunk := source.read(_CHUNK):
-            target.sendall(chunk)
-        target.shutdown(socket.SHUT_WR)
-    except OSError:  # QEMU closed its end: what went wrong is read from its status
-        return

@@ -1,19 +1,9 @@
 """Snapshots: one protocol, three engines, one name space."""
 
+from vmimagemanager.snapshots.catalogue import find, listing, standing_on, sweep
+from vmimagemanager.snapshots.layers import stand_on
 from vmimagemanager.snapshots.manifest import Manifest
-from vmimagemanager.snapshots.store import (
-    Restored,
-    Taken,
-    find,
-    listing,
-    remove,
-    renew_overlay,
-    restore,
-    settle,
-    standing_on,
-    sweep,
-    take,
-)
+from vmimagemanager.snapshots.store import Restored, Taken, remove, restore, settle, take
 from vmimagemanager.snapshots.subject import Subject
 
 __all__ = [
@@ -24,9 +14,9 @@ __all__ = [
     "find",
     "listing",
     "remove",
-    "renew_overlay",
     "restore",
     "settle",
+    "stand_on",
     "standing_on",
     "sweep",
     "take",

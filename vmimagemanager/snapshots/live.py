@@ -1,6 +1,8 @@
 """The live engine: the guest's RAM file, mapped private, and a migration of the device state alone.
 
-Its cost does not grow with the guest's memory: QEMU maps the frozen file copy-on-write, and reads a megabyte.
+A restore does not cost more when the guest has more memory: QEMU maps the frozen file copy-on-write, and reads a
+megabyte.  Nor does the snapshot of a guest that was booted: its RAM file becomes the snapshot's.  One that was restored
+writes to private copies of the file's pages; those in use are written to a file of the new snapshot's own.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ import os
 
 from vmimagemanager.config import Engine
 from vmimagemanager.durable import fsync_path, translate_os_errors
-from vmimagemanager.hypervisor import launch
+from vmimagemanager.hypervisor import devicestate, launch
+from vmimagemanager.hypervisor.devicestate import PrivateRam
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.ramfile import RamFile
@@ -27,18 +30,21 @@ class LiveEngine:
         ram = domain.definition(live=True).ram_file
         if ram is None:
             return "The guest's memory is not in a file: it was not started by vmimagemanager."
-        if not ram.shared:
-            return "The guest's memory is a private copy of an earlier snapshot's: it was restored, not booted."
         blockers = domain.monitor.migration_blockers()
         return f"QEMU cannot migrate the guest: {'; '.join(blockers)}." if blockers else None
 
     def take(self, subject: Subject, domain: Domain, stage: SnapshotFolder) -> None:
+        definition = domain.definition(live=True)
         domain.suspend()
         try:
-            domain.monitor.save_device_state(stage.device_state, STATE_LIMIT)
-            stage.device_state.chmod(0o600)
-            with translate_os_errors("keep", subject.folder.ram):
-                os.link(subject.folder.ram, stage.ram)
+            if definition.ram_file is not None and definition.ram_file.shared:
+                devicestate.save(domain.monitor, stage.device_state, STATE_LIMIT)
+                with translate_os_errors("keep", subject.folder.ram):
+                    os.link(subject.folder.ram, stage.ram)
+            else:
+                private = PrivateRam(target=stage.ram, size=definition.ram)
+                devicestate.save(domain.monitor, stage.device_state, STATE_LIMIT, ram=private)
+                launch.give_to_qemu(subject.hypervisor, stage.ram)
             fsync_path(stage.device_state)
         except BaseException:
             domain.resume()

@@ -1,13 +1,11 @@
-"""Taking, restoring, finding and removing snapshots, whatever their engine.
+"""Taking, restoring and removing snapshots, whatever their engine.
 
-Disks are *layers*: the box's overlay is frozen by a second, read-only name in ``layers/``, and replaced by a new
-overlay on top.  An overlay that has two names is therefore one whose snapshot was interrupted; `settle` puts it right.
+What a killed process left in the middle is put right by `settle`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,10 +25,10 @@ from vmimagemanager.durable import (
     translate_os_errors,
 )
 from vmimagemanager.errors import SnapshotError, SpaceError, StateError, VmimError
-from vmimagemanager.hypervisor import launch
-from vmimagemanager.hypervisor.connection import Hypervisor
 from vmimagemanager.hypervisor.domain import Domain, DomainState
 from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.snapshots import layers
+from vmimagemanager.snapshots.catalogue import find, find_or_none, standing_on, sweep
 from vmimagemanager.snapshots.disk import DiskEngine
 from vmimagemanager.snapshots.live import LiveEngine
 from vmimagemanager.snapshots.manifest import Manifest
@@ -104,8 +102,8 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
         try:
             engine, reasons = _engine_took(subject, domain, stage)
             watch.lap("memory")
-            _freeze(folder, layer)
-            successor = _new_overlay(subject.hypervisor, folder, folder.layer(layer))
+            layers.freeze(folder, layer)
+            successor = layers.new_overlay(subject.hypervisor, folder, folder.layer(layer))
             host = subject.hypervisor.host
             Manifest(
                 name=name,
@@ -131,7 +129,7 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
     watch.lap("disk")
     if domain is not None:
         engine.finish(domain)
-    _put_in_place(successor, folder)
+    layers.put_in_place(successor, folder)
     if domain is not None:
         continued = engine.bring_back(subject, folder.snapshot(name))
         if engine.kind is not Engine.DISK:
@@ -156,7 +154,7 @@ def restore(subject: Subject, domain: Domain | None, name: str, *, next_token: s
         domain.end()
         watch.lap("end")
     remove_tree(folder.console_log)  # a panic in it would be taken for one of the guest that comes now
-    _thaw(subject, manifest.layer)
+    layers.stand_on(subject.hypervisor, folder, folder.layer(manifest.layer))
     watch.lap("overlay")
     if not manifest.running:
         return Restored(
@@ -176,7 +174,7 @@ def restore(subject: Subject, domain: Domain | None, name: str, *, next_token: s
         _log.warning("the %s snapshot '%s' cannot be brought back, booting its disk: %s", engine, name, error)
         reasons = (*reasons, f"{engine}: {error}")
         engine = Engine.DISK
-        _thaw(subject, manifest.layer)
+        layers.stand_on(subject.hypervisor, folder, folder.layer(manifest.layer))
         revived = _ENGINES[engine].bring_back(subject, snapshot)
     watch.lap("start")
     if engine is not Engine.DISK:
@@ -192,33 +190,6 @@ def restore(subject: Subject, domain: Domain | None, name: str, *, next_token: s
     )
 
 
-def find(folder: BoxFolder, name: str) -> Manifest:
-    """Return a snapshot; raise SnapshotError, with the names that there are, when there is none of that name."""
-    manifest = find_or_none(folder, name)
-    if manifest is None:
-        names = [one.name for one in listing(folder)]
-        has = f"; it has {', '.join(names)}" if names else ""
-        verb = "restore" if names else "snapshot"
-        hint = f"vmimagemanager {verb} {folder.name}@{names[-1] if names else name}"
-        raise SnapshotError(f"The box '{folder.name}' has no snapshot '{name}'{has}.", hint=hint)
-    return manifest
-
-
-def find_or_none(folder: BoxFolder, name: str) -> Manifest | None:
-    snapshot = folder.snapshot(name)
-    return Manifest.read(snapshot) if snapshot.manifest.is_file() else None
-
-
-def listing(folder: BoxFolder) -> tuple[Manifest, ...]:
-    """Return a box's snapshots, the oldest first."""
-    if not folder.snapshots.is_dir():
-        return ()
-    with translate_os_errors("read", folder.snapshots):
-        names = [entry.name for entry in folder.snapshots.iterdir() if not entry.name.startswith(".")]
-    found = [manifest for name in names if (manifest := find_or_none(folder, name)) is not None]
-    return tuple(sorted(found, key=lambda manifest: (manifest.created, manifest.name)))
-
-
 def remove(folder: BoxFolder, name: str) -> None:
     """Remove a snapshot; its disk stays as long as the box or another snapshot stands on it.
 
@@ -231,39 +202,17 @@ def remove(folder: BoxFolder, name: str) -> None:
     sweep(folder)
 
 
-def standing_on(folder: BoxFolder) -> str:
-    """Return the name of the snapshot that the box's disk stands on, or an empty text."""
-    backing = disks.info(folder.overlay).backing
-    for manifest in listing(folder):
-        if backing == folder.layer(manifest.layer):
-            return manifest.name
-    return ""
-
-
 def settle(subject: Subject, domain: Domain | None) -> None:
     """Put right what a killed process left: half a snapshot is removed, a frozen overlay replaced by a new one."""
     folder = subject.folder
     _sweep_stages(folder)
-    layer = _layer_of_overlay(folder)
+    layer = layers.frozen_overlay(folder)
     if layer is not None:
         _log.warning("a snapshot of '%s' was interrupted: the box goes on from its disk", folder.name)
         if domain is not None and domain.active:
             domain.end()
-        _thaw(subject, layer)
+        layers.stand_on(subject.hypervisor, folder, folder.layer(layer))
         sweep(folder)
-
-
-def sweep(folder: BoxFolder) -> None:
-    """Remove the layers that neither the box nor a snapshot stands on."""
-    if not folder.layers.is_dir():
-        return
-    tops = [folder.layer(manifest.layer) for manifest in listing(folder)]
-    if folder.overlay.exists():
-        tops.append(folder.overlay)
-    used = {link for top in tops for link in disks.chain(top)}
-    for layer in folder.layers.iterdir():
-        if layer not in used:
-            remove_tree(layer)
 
 
 def _engine_took(
@@ -313,10 +262,8 @@ def _undo(subject: Subject, domain: Domain | None, stage: SnapshotFolder, *, lay
     if not stage.path.exists():  # it is published, and `settle` finishes it
         return
     try:
-        if folder.layer(layer).exists():
-            folder.overlay.chmod(0o644)
-            remove_tree(folder.layer(layer))
-        _sweep_overlays(folder)
+        layers.unfreeze(folder, layer)
+        layers.remove_staged_overlays(folder)
         state = DomainState.RUNNING if domain is None else domain.state()
         if domain is not None and state is DomainState.PAUSED:
             domain.resume()
@@ -326,50 +273,6 @@ def _undo(subject: Subject, domain: Domain | None, stage: SnapshotFolder, *, lay
             subject.boot()
     except VmimError as error:
         _log.warning("the box '%s' could not be put back after a failed snapshot: %s", folder.name, error)
-
-
-def _freeze(folder: BoxFolder, layer: str) -> None:
-    make_folder(folder.layers)
-    with translate_os_errors("freeze", folder.overlay):
-        os.link(folder.overlay, folder.layer(layer))
-        folder.overlay.chmod(0o444)
-    fsync_path(folder.overlay)
-    fsync_path(folder.layers)
-
-
-def _thaw(subject: Subject, layer: str) -> None:
-    renew_overlay(subject.hypervisor, subject.folder, subject.folder.layer(layer))
-
-
-def renew_overlay(hypervisor: Hypervisor, folder: BoxFolder, backing: Path) -> None:
-    """Give a box a new, empty overlay on ``backing``, in one rename; on failure it keeps the old one."""
-    _put_in_place(_new_overlay(hypervisor, folder, backing), folder)
-
-
-def _new_overlay(hypervisor: Hypervisor, folder: BoxFolder, backing: Path) -> Path:
-    staged = folder.overlay.with_name(f".{folder.overlay.name}.{os.getpid()}")
-    staged.unlink(missing_ok=True)
-    disks.create_overlay(staged, backing)
-    try:
-        launch.give_to_qemu(hypervisor, staged)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
-    return staged
-
-
-def _put_in_place(staged: Path, folder: BoxFolder) -> None:
-    with translate_os_errors("replace", folder.overlay):
-        staged.replace(folder.overlay)
-
-
-def _layer_of_overlay(folder: BoxFolder) -> str | None:
-    if not folder.overlay.exists() or not folder.layers.is_dir():
-        return None
-    overlay = folder.overlay.stat()
-    if overlay.st_nlink < 2:
-        return None
-    return next((one.stem for one in folder.layers.iterdir() if one.stat().st_ino == overlay.st_ino), None)
 
 
 def _require_files(folder: BoxFolder, snapshot: SnapshotFolder, manifest: Manifest) -> None:
@@ -402,16 +305,11 @@ def _require_room(folder: BoxFolder, manifest: Manifest) -> None:
 
 
 def _sweep_stages(folder: BoxFolder) -> None:
-    _sweep_overlays(folder)
+    layers.remove_staged_overlays(folder)
     if folder.snapshots.is_dir():
         for entry in folder.snapshots.iterdir():
             if entry.name.startswith("."):
                 remove_tree(entry)
-
-
-def _sweep_overlays(folder: BoxFolder) -> None:
-    for leftover in folder.path.glob(".overlay.qcow2.*"):
-        remove_tree(leftover)
 
 
 def _empty(stage: SnapshotFolder) -> None:
