@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmimagemanager.guest.session import Session
     from vmimagemanager.hypervisor.domain import Domain
     from vmimagemanager.locks import Holder
-    from vmimagemanager.snapshots import Manifest, Restored, Taken
+    from vmimagemanager.snapshots import Restored, Snapshot, Taken
     from vmimagemanager.trap.block import Trap
 
 
@@ -170,12 +170,12 @@ class Box:
                 self._run_hooks(record, Moment.AFTER_RESTORE)
             return restored
 
-    def snapshots(self) -> tuple[Manifest, ...]:
-        """Return the box's snapshots, the oldest first."""
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """Return the box's snapshots, each before those that stand on it, and those of one parent by their age."""
         from vmimagemanager import snapshots
 
         self._record()
-        return snapshots.listing(self._site.state.box(self.name))
+        return snapshots.tree(self._site.state.box(self.name))
 
     def remove_snapshot(self, name: str) -> None:
         """Remove a snapshot; the box and other snapshots that stand on its disk keep what they need of it."""

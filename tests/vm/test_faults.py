@@ -142,7 +142,7 @@ def test_a_damaged_overlay_is_told_and_snapshots_survive_it(box: Box, folder: Bo
 
 def test_a_damaged_snapshot_is_told_before_the_running_guest_is_touched(box: Box, folder: BoxFolder) -> None:
     box.script("echo kept >/run/in-memory")
-    layer = folder.layer(box.snapshots()[0].layer)
+    layer = folder.layer(box.snapshots()[0].manifest.layer)
     with overwritten(layer), pytest.raises(StateError, match=r"The snapshot 'clean' .* is damaged"):
         box.restore("clean")
     away = folder.snapshot("clean").ram.rename(folder.path / "away")

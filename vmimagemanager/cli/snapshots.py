@@ -80,15 +80,19 @@ def restore(invocation: Invocation, addresses: tuple[Address, ...]) -> int:
 @BOXES
 @click.pass_obj
 def snapshots(invocation: Invocation, boxes: tuple[str, ...]) -> None:
-    """List the snapshots of boxes, the oldest first."""
+    """Show the snapshots of boxes as a tree: each below the one that it stands on.
+
+    OWN is what its removal would free; SHARED is what it needs of disks below it, or that others need, too.
+    """
     from vmimagemanager.report import snapshots as report
 
     with invocation.open() as manager:
-        found = [(name, manifest) for name in dict.fromkeys(boxes) for manifest in manager.box(name).snapshots()]
+        trees = {name: manager.box(name).snapshots() for name in dict.fromkeys(boxes)}
     if invocation.json:
-        screen.emit("snapshots", {"snapshots": [report.document(box, manifest) for box, manifest in found]})
-    elif found:
-        screen.table(report.HEADER, [report.row(box, manifest) for box, manifest in found])
+        documents = [report.document(box, snapshot) for box, tree in trees.items() for snapshot in tree]
+        screen.emit("snapshots", {"snapshots": documents})
+    elif any(trees.values()):
+        screen.table(report.HEADER, [row for box, tree in trees.items() for row in report.rows(box, tree)])
     elif not invocation.quiet:
         screen.note("There are no snapshots.")
 

@@ -2,45 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmimagemanager.report.boxes import moment
-
 if TYPE_CHECKING:
-    from vmimagemanager.snapshots import Manifest
+    from vmimagemanager.snapshots import Snapshot
 
-HEADER = ("SNAPSHOT", "ENGINE", "STATE", "RAM", "TAKEN", "BY", "PARENT", "DESCRIPTION")
-
-
-def row(box: str, snapshot: Manifest) -> tuple[str, ...]:
-    """Return the cells of a snapshot, as `HEADER` names them."""
-    return (
-        f"{box}@{snapshot.name}",
-        snapshot.engine.value,
-        "running" if snapshot.running else "off",
-        str(snapshot.ram),
-        moment(snapshot.created),
-        snapshot.owner,
-        snapshot.parent or "-",
-        snapshot.description,
-    )
+HEADER = ("SNAPSHOT", "ENGINE", "STATE", "RAM", "OWN", "SHARED", "AGE", "BY", "DESCRIPTION")
+_UNITS = (("day", timedelta(days=1)), ("hour", timedelta(hours=1)), ("minute", timedelta(minutes=1)))
 
 
-def document(box: str, snapshot: Manifest) -> dict[str, Any]:
-    """Return a snapshot for JSON; the value in its memory stays a secret."""
+def rows(box: str, tree: Sequence[Snapshot]) -> Iterable[tuple[str, ...]]:
+    """Return the cells of a box's snapshots, as `HEADER` names them; the first of each row draws the tree."""
+    now = datetime.now(UTC)
+    for snapshot, branch in zip(tree, _branches(tree), strict=True):
+        manifest = snapshot.manifest
+        yield (
+            f"{branch}{box}@{snapshot.name}",
+            manifest.engine.value,
+            "running" if manifest.running else "off",
+            str(manifest.ram),
+            snapshot.own.human(),
+            snapshot.shared.human(),
+            age(now - manifest.created),
+            manifest.owner,
+            manifest.description,
+        )
+
+
+def age(length: timedelta) -> str:
+    """Return how long ago something was, in the largest unit that it fills: ``3 hours``."""
+    for unit, size in _UNITS:
+        if length >= size:
+            number = length // size
+            return f"{number} {unit}{'s' if number > 1 else ''}"
+    return "now"
+
+
+def document(box: str, snapshot: Snapshot) -> dict[str, Any]:
+    """Return a snapshot for JSON, sizes in bytes; the value in its memory stays a secret."""
+    manifest = snapshot.manifest
     return {
         "address": f"{box}@{snapshot.name}",
         "box": box,
         "name": snapshot.name,
-        "engine": snapshot.engine.value,
-        "running": snapshot.running,
-        "created": snapshot.created.isoformat(),
-        "owner": snapshot.owner,
-        "description": snapshot.description,
         "parent": snapshot.parent or None,
-        "ram": snapshot.ram.bytes,
-        "machine": snapshot.machine,
-        "libvirt": snapshot.libvirt,
-        "qemu": snapshot.qemu,
-        "why_not": list(snapshot.why_not),
+        "engine": manifest.engine.value,
+        "running": manifest.running,
+        "created": manifest.created.isoformat(),
+        "owner": manifest.owner,
+        "description": manifest.description,
+        "own": snapshot.own.bytes,
+        "shared": snapshot.shared.bytes,
+        "ram": manifest.ram.bytes,
+        "machine": manifest.machine,
+        "libvirt": manifest.libvirt,
+        "qemu": manifest.qemu,
+        "why_not": list(manifest.why_not),
     }
+
+
+def _branches(tree: Sequence[Snapshot]) -> Iterable[str]:
+    last = {snapshot.parent: snapshot.name for snapshot in tree}  # the last child of each parent
+    parents = {snapshot.name: snapshot.parent for snapshot in tree}
+    for snapshot in tree:
+        if not snapshot.parent:
+            yield ""
+            continue
+        branch = "└─ " if last[snapshot.parent] == snapshot.name else "├─ "
+        above = snapshot.parent
+        while parents[above]:
+            branch = ("   " if last[parents[above]] == above else "│  ") + branch
+            above = parents[above]
+        yield branch

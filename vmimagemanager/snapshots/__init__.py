@@ -1,6 +1,6 @@
 """Snapshots: one protocol, three engines, one name space."""
 
-from vmimagemanager.snapshots.catalogue import find, listing, standing_on, sweep
+from vmimagemanager.snapshots.catalogue import Snapshot, find, listing, standing_on, sweep, tree
 from vmimagemanager.snapshots.layers import stand_on
 from vmimagemanager.snapshots.manifest import Manifest
 from vmimagemanager.snapshots.store import Restored, Taken, remove, restore, settle, take
@@ -9,6 +9,7 @@ from vmimagemanager.snapshots.subject import Subject
 __all__ = [
     "Manifest",
     "Restored",
+    "Snapshot",
     "Subject",
     "Taken",
     "find",
@@ -20,4 +21,5 @@ __all__ = [
     "standing_on",
     "sweep",
     "take",
+    "tree",
 ]

@@ -1,13 +1,35 @@
-"""Which snapshots a box has."""
+"""Which snapshots a box has, and the tree that they make: each stands on the disk of the one that it was taken on."""
 
 from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 
 from vmimagemanager import disks
 from vmimagemanager.durable import translate_os_errors
 from vmimagemanager.errors import SnapshotError
 from vmimagemanager.snapshots import layers
 from vmimagemanager.snapshots.manifest import Manifest
-from vmimagemanager.state import BoxFolder
+from vmimagemanager.state import BoxFolder, SnapshotFolder
+from vmimagemanager.units import Size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """One snapshot in its box's tree: the one that it stands on (or an empty text), and what it takes on the disk.
+
+    ``own`` is what its removal would free; ``shared`` is what it needs of the disks below it, or that others need, too.
+    """
+
+    manifest: Manifest
+    parent: str
+    own: Size
+    shared: Size
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
 
 
 def find(folder: BoxFolder, name: str) -> Manifest:
@@ -37,6 +59,28 @@ def listing(folder: BoxFolder) -> tuple[Manifest, ...]:
     return tuple(sorted(found, key=lambda manifest: (manifest.created, manifest.name)))
 
 
+def tree(folder: BoxFolder) -> tuple[Snapshot, ...]:
+    """Return a box's snapshots, each before those that stand on it, and those of one parent by their age."""
+    manifests = listing(folder)
+    by_layer = {folder.layer(manifest.layer): manifest.name for manifest in manifests}
+    chains = {manifest.name: disks.chain(folder.layer(manifest.layer)) for manifest in manifests}
+    users = Counter(link for chain in (*chains.values(), disks.chain(folder.overlay)) for link in chain)
+    children: dict[str, list[Snapshot]] = {}
+    for manifest in manifests:
+        layer, *below = chains[manifest.name]
+        parent = next((by_layer[link] for link in below if link in by_layer), "")
+        is_own = users[layer] == 1
+        own = _taken(folder.snapshot(manifest.name)) + (_occupied(layer) if is_own else 0)
+        shared = sum(map(_occupied, below)) + (0 if is_own else _occupied(layer))
+        snapshot = Snapshot(manifest=manifest, parent=parent, own=Size(own), shared=Size(shared))
+        children.setdefault(parent, []).append(snapshot)
+
+    def below_of(name: str) -> tuple[Snapshot, ...]:
+        return tuple(one for child in children.get(name, ()) for one in (child, *below_of(child.name)))
+
+    return below_of("")
+
+
 def standing_on(folder: BoxFolder) -> str:
     """Return the name of the snapshot that the box's disk stands on, or an empty text."""
     backing = disks.info(folder.overlay).backing
@@ -49,3 +93,12 @@ def standing_on(folder: BoxFolder) -> str:
 def sweep(folder: BoxFolder) -> None:
     """Remove the layers that neither the box nor a snapshot stands on."""
     layers.remove_unused(folder, [manifest.layer for manifest in listing(folder)])
+
+
+def _taken(snapshot: SnapshotFolder) -> int:
+    return sum(_occupied(file) for file in snapshot.path.iterdir())
+
+
+def _occupied(path: Path) -> int:
+    with translate_os_errors("look at", path):
+        return path.stat().st_blocks * 512

@@ -28,7 +28,6 @@ class Manifest:
     layer: str
     token: str
     boot_id: str
-    parent: str
     ram: Size
     machine: str
     libvirt: str
@@ -46,7 +45,6 @@ class Manifest:
             "layer": self.layer,
             "token": self.token,
             "boot-id": self.boot_id,
-            "parent": self.parent,
             "ram": self.ram.bytes,
             "machine": self.machine,
             "libvirt": self.libvirt,
@@ -70,7 +68,6 @@ class Manifest:
                 layer=record["layer"],
                 token=record["token"],
                 boot_id=record["boot-id"],
-                parent=record["parent"],
                 ram=Size(record["ram"]),
                 machine=record["machine"],
                 libvirt=record["libvirt"],

@@ -28,7 +28,7 @@ from vmimagemanager.errors import SnapshotError, SpaceError, StateError, VmimErr
 from vmimagemanager.hypervisor.domain import Domain, DomainState
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.snapshots import layers
-from vmimagemanager.snapshots.catalogue import find, find_or_none, standing_on, sweep
+from vmimagemanager.snapshots.catalogue import find, find_or_none, sweep
 from vmimagemanager.snapshots.disk import DiskEngine
 from vmimagemanager.snapshots.live import LiveEngine
 from vmimagemanager.snapshots.manifest import Manifest
@@ -96,7 +96,6 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
         if domain is not None:
             boot_id = subject.plant(domain, token).boot_id
             watch.lap("plant")
-        parent = standing_on(folder)
         sweep(folder)  # a restore, which has no time for it, may have left layers that nobody stands on
         layer = secrets.token_hex(8)
         try:
@@ -115,7 +114,6 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
                 layer=layer,
                 token=token if domain is not None and engine.kind is not Engine.DISK else "",
                 boot_id=boot_id,
-                parent=parent,
                 ram=definition.ram,
                 machine=definition.machine,
                 libvirt=host.libvirt,
