@@ -66,6 +66,13 @@ def show(folder: Path) -> None:
     step("run", BOX, "--", "cat", "/root/canary", expected=1)
     step("run", BOX, "--", "date", "-R")
 
+    title("Forked: four running clones that share its memory")
+    step("fork", SNAPSHOT, "--count", "4")
+    clones = [f"{BOX}-{number}" for number in range(1, 5)]
+    for clone in clones:
+        step("run", clone, "--", "hostname")
+    step("undefine", "--yes", "--force", *clones)
+
     title("A nightly build installs its package, and sneaks in a dependency that nobody declared")
     declared = package(folder, "demo-tool", depends="demo-library")
     sneaked = package(folder, "demo-library")

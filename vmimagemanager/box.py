@@ -3,51 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, overload
 
 from vmimagemanager import names
 from vmimagemanager.config import BoxSettings, Moment
-from vmimagemanager.errors import GuestError, ImageError, VmimError
+from vmimagemanager.errors import GuestError, UsageError
 from vmimagemanager.leases import Hold, Lease, Leases, owner
 
 if TYPE_CHECKING:
     from vmimagemanager.boxes.define import Changed
+    from vmimagemanager.boxes.fork import Forked
     from vmimagemanager.boxes.life import Down, Up
     from vmimagemanager.boxes.operations import Entry, Operation
     from vmimagemanager.boxes.record import BoxRecord
     from vmimagemanager.boxes.site import Site
+    from vmimagemanager.boxes.status import Status
     from vmimagemanager.guest.result import Result
     from vmimagemanager.guest.session import Session
     from vmimagemanager.hypervisor.domain import Domain
-    from vmimagemanager.locks import Holder
     from vmimagemanager.snapshots import Restored, Snapshot, Taken
     from vmimagemanager.trap.block import Trap
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """What `Box.show` tells: the record, libvirt's state of the domain, who leases or holds it, its SSH port."""
-
-    name: str
-    state: str
-    image: str
-    settings: BoxSettings
-    accelerator: str
-    accelerator_reason: str
-    created: datetime
-    owner: str
-    adopted: bool
-    snapshot: str
-    leased_by: Holder | None
-    held_by: Hold | None
-    ssh: tuple[str, int] | None
-    host_key: str
-    drift: tuple[str, ...]
 
 
 class Box:
@@ -123,11 +102,12 @@ class Box:
     def undefine(self, *, force: bool = False) -> None:
         """Remove the box with its disk, keys and snapshots; a running one only by ``force``.
 
-        This works when the box's record is damaged, too.
+        This works when the box's record is damaged, too.  Raises BoxError that names its clones, if it has any.
         """
-        from vmimagemanager.boxes import define, operations
+        from vmimagemanager.boxes import define, fork, operations
 
         with self._leased(), operations.logged(self._site.state.box(self.name), "undefine"):
+            fork.refuse_clones(self._site, self.name)
             self.disconnect()
             define.undefine(self._site, self.name, force=force)
 
@@ -178,13 +158,57 @@ class Box:
         return snapshots.tree(self._site.state.box(self.name))
 
     def remove_snapshot(self, name: str) -> None:
-        """Remove a snapshot; the box and other snapshots that stand on its disk keep what they need of it."""
+        """Remove a snapshot; the box and other snapshots that stand on its disk keep what they need of it.
+
+        Raises BoxError that names its clones, if it has any.
+        """
         from vmimagemanager import snapshots
+        from vmimagemanager.boxes import fork
 
         names.snapshot_name(name)
         with self._operation("snapshot-remove") as (record, entry):
             entry.facts["snapshot"] = name
+            fork.refuse_clones(self._site, self.name, name)
             snapshots.remove(self._site.state.box(record.name), name)
+
+    def fork(
+        self,
+        name: str,
+        *,
+        count: int,
+        prefix: str | None = None,
+        new_host_keys: bool = False,
+        overcommit: bool = False,
+    ) -> Fork:
+        """Make ``count`` running clones of a live snapshot, which share its memory until they write to it.
+
+        They are boxes of their own, named ``prefix`` (by default the box's name and a dash) and the first numbers that
+        are free, with a MAC address, host name, machine-id, generation id and SSH port of their own, leased by this
+        process.  The result is a context manager that removes them all.
+
+        Raises SnapshotError for a snapshot that is not a live one, SpaceError when they could exceed the host's memory
+        (unless ``overcommit``), BoxError and GuestError; no clone is left then.
+        """
+        from vmimagemanager.boxes import fork
+
+        names.snapshot_name(name)
+        if count < 1:
+            raise UsageError(f"{count} clones cannot be made: expected 1 or more.")
+        with self._operation("fork") as (record, entry):
+            manifest = fork.forkable(self._site, record, name)
+            if not overcommit:
+                fork.require_memory(count, manifest.ram)
+            leases = self._leases.new_names(prefix or f"{self.name}-", count, taken=self._site.taken)
+            try:
+                clones = [lease.box for lease in leases]
+                entry.facts |= {"snapshot": name, "clones": clones}
+                forked = fork.fork(self._site, record, manifest, clones, new_host_keys=new_host_keys)
+            except BaseException:
+                for lease in leases:
+                    lease.release()
+                raise
+        boxes = [Box(self._site, lease.box, lease=lease, wait=self._wait, hooks=self.hooks) for lease in leases]
+        return Fork(self._site, boxes, forked)
 
     # -- its guest -------------------------------------------------------------------------------------------------
 
@@ -299,39 +323,9 @@ class Box:
 
     def show(self) -> Status:
         """Return what is known about the box, from its record and from libvirt."""
-        from vmimagemanager import keys, snapshots
-        from vmimagemanager.boxes import reach
+        from vmimagemanager.boxes.status import status
 
-        record = self._record()
-        folder = self._site.state.box(self.name)
-        domain = self._site.domain(self.name)
-        ssh, standing_on = None, ""
-        with suppress(ImageError):  # a damaged disk is told by whatever needs it
-            standing_on = snapshots.standing_on(folder)
-        if domain is not None:
-            with suppress(VmimError):
-                access = reach.access(domain, record, folder)
-                ssh = (access.host, access.port)
-        asked = self._site.configuration.box(self.name).to_record()
-        frozen = record.settings.to_record()
-        tables = self._site.configuration.box_tables.get(self.name, {})
-        return Status(
-            name=self.name,
-            state=domain.state().value if domain is not None else "off",
-            image=record.image,
-            settings=record.settings,
-            accelerator=record.accelerator.value,
-            accelerator_reason=record.accelerator_reason,
-            created=record.created,
-            owner=record.owner,
-            adopted=record.adopted,
-            snapshot=standing_on,
-            leased_by=self._leases.holder(self.name),
-            held_by=self._leases.hold(self.name),
-            ssh=ssh,
-            host_key=keys.parse_line(reach.host_key(folder)).fingerprint,
-            drift=tuple(key for key in tables if asked.get(key) != frozen.get(key)),
-        )
+        return status(self._site, self._leases, self.name)
 
     def logs(self) -> tuple[Operation, ...]:
         """Return what was done to the box, the oldest first."""
@@ -437,3 +431,50 @@ class Box:
 
         if self.hooks:
             run_hooks(self._site, record, moment, self._site.domain(self.name))
+
+
+class Fork(Sequence[Box]):
+    """The clones of one fork, leased by this process; a context manager that removes them all.
+
+    ``made`` tells of each how long its phases took.
+    """
+
+    def __init__(self, site: Site, boxes: Sequence[Box], made: Sequence[Forked]) -> None:
+        self._site = site
+        self._boxes = tuple(boxes)
+        self.made = tuple(made)
+
+    @overload
+    def __getitem__(self, index: int) -> Box: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Box]: ...
+    def __getitem__(self, index: int | slice) -> Box | Sequence[Box]:
+        return self._boxes[index]
+
+    def __len__(self) -> int:
+        return len(self._boxes)
+
+    def __iter__(self) -> Iterator[Box]:
+        return iter(self._boxes)
+
+    def release(self) -> None:
+        """Leave the clones to whoever comes: they go on running, as boxes of their own."""
+        for box in self._boxes:
+            box.release()
+
+    def remove(self) -> None:
+        """Remove the clones with their disks and memory, those that are there still."""
+        from vmimagemanager.boxes import fork
+
+        for box in self._boxes:
+            box.disconnect()
+        fork.remove(self._site, [box.name for box in self._boxes if box.name in self._site.state.box_names()])
+        self.release()
+
+    def __enter__(self) -> Fork:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()

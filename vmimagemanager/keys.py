@@ -146,6 +146,15 @@ def generate(folder: Path, *, comment: str = "vmimagemanager") -> KeyPair:
     return KeyPair(private=private, public=line)
 
 
+def duplicate(source: Path, folder: Path) -> None:
+    """Give ``folder``, which is made, 0700, when it is missing, the pair that `generate` made in ``source``."""
+    durable.make_folder(folder, mode=0o700)
+    for name, mode in ((PUBLIC, 0o644), (PRIVATE, 0o600)):
+        with translate_os_errors("read", source / name):
+            content = (source / name).read_bytes()
+        durable.replace_file(folder / name, content, mode=mode)
+
+
 def load(folder: Path) -> KeyPair:
     """Return the pair that `generate` made in ``folder``; the public line follows from the private key.
 

@@ -6,6 +6,7 @@ owner, a reason and an end, which survives processes.  Who has a box's lease may
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from vmimagemanager.deadline import Deadline
 from vmimagemanager.durable import remove_tree
 from vmimagemanager.errors import BoxHeldError, ConfigError, DeadlineError, LeaseError, StateError
 from vmimagemanager.locks import FileLock, Holder, user_name
+from vmimagemanager.names import box_name
 from vmimagemanager.state import StateDirectory
 from vmimagemanager.units import format_duration
 
@@ -123,6 +125,24 @@ class Leases:
                 f"No box became free within {format_duration(wait)}.",
                 hint="'vmimagemanager list' shows who has which; --wait waits longer.",
             ) from error
+
+    def new_names(self, prefix: str, count: int, *, taken: Callable[[str], bool]) -> tuple[Lease, ...]:
+        """Lease ``count`` names that nobody uses: ``prefix`` and the first numbers from 1 that are not ``taken``."""
+        leases: list[Lease] = []
+        numbers = itertools.count(1)
+        try:
+            while len(leases) < count:
+                name = box_name(f"{prefix}{next(numbers)}")
+                lock = self._lock(name, "")
+                if not taken(name) and lock.try_acquire():
+                    leases.append(Lease(lock, name))
+                    if taken(name):
+                        leases.pop().release()
+        except BaseException:
+            for lease in leases:
+                lease.release()
+            raise
+        return tuple(leases)
 
     def holder(self, box: str) -> Holder | None:
         """Return who leases a box now, or None."""

@@ -32,7 +32,7 @@ from vmimagemanager.doctor import (
 from vmimagemanager.doctor.access import READ, SEARCH, WRITE, Account
 from vmimagemanager.doctor.reaper import Reaped
 from vmimagemanager.errors import ToolError
-from vmimagemanager.hypervisor import accelerator
+from vmimagemanager.hypervisor import accelerator, memory
 from vmimagemanager.hypervisor.accelerator import Accelerator, Choice
 from vmimagemanager.hypervisor.connection import Host
 from vmimagemanager.images import userns
@@ -74,7 +74,7 @@ def test_the_whole_examination_takes_less_than_three_seconds_and_makes_nothing(t
 def test_what_cannot_be_examined_is_said_and_the_rest_is_examined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "MEMORY", tmp_path / "absent")
+    monkeypatch.setattr(memory, "MEMORY", tmp_path / "absent")
 
     checks = {check.name: check for check in examine(configuration(tmp_path / "state"))}
 
@@ -355,8 +355,8 @@ def test_little_disk_is_a_warning_and_hardly_any_a_failure(
 def test_little_memory_is_a_warning_and_hardly_any_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kib: int, status: Status
 ) -> None:
-    monkeypatch.setattr(host, "MEMORY", tmp_path / "meminfo")
-    host.MEMORY.write_text(f"MemTotal:  99999999 kB\nMemAvailable:   {kib} kB\n")
+    monkeypatch.setattr(memory, "MEMORY", tmp_path / "meminfo")
+    memory.MEMORY.write_text(f"MemTotal:  99999999 kB\nMemAvailable:   {kib} kB\n")
     assert only(host.memory_checks()).status is status
 
 

@@ -159,11 +159,17 @@ def test_a_domain_without_our_metadata_has_no_owner() -> None:
 
 
 def test_the_channels_sockets_are_put_where_we_say_unless_own_xml_says_where() -> None:
-    ours, theirs = Path("/run/ours"), Path("/run/theirs")
+    ours, other = Path("/run/ours"), Path("/run/other")
+    agent, waiter = "org.qemu.guest_agent.0", "org.vmimagemanager.0"
     assert plain().with_parts(parts()).channel_sockets == ()
-    laid = plain().with_parts(replace(parts(), sockets=theirs))
-    assert laid.channel_sockets == (theirs / "org.qemu.guest_agent.0", theirs / "org.vmimagemanager.0")
-    assert laid.with_parts(replace(parts(), sockets=ours)).channel_sockets == laid.channel_sockets
+    laid = plain().with_parts(replace(parts(), sockets=other))
+    assert laid.channel_sockets == (other / agent, other / waiter)
+    # A clone's are not those of the box that it was made of, which runs, too.
+    assert laid.with_parts(replace(parts(), sockets=ours)).channel_sockets == (ours / agent, ours / waiter)
+    target = f'<source mode="bind" path="/run/theirs"/><target type="virtio" name="{agent}"/>'
+    theirs = own(f'<domain><devices><channel type="unix">{target}</channel></devices></domain>')
+    laid = theirs.with_parts(replace(parts(), sockets=ours, boot=Boot()))
+    assert laid.channel_sockets == (Path("/run/theirs"), ours / waiter)
 
 
 def test_a_channel_is_open_when_libvirt_says_that_the_guest_is_connected() -> None:

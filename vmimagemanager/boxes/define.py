@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
-from vmimagemanager import disks, keys
-from vmimagemanager.boxes import borrow
-from vmimagemanager.boxes.reach import HOST, LOGIN
+from vmimagemanager import disks
+from vmimagemanager.boxes import borrow, making
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.config import BoxSettings, Moment, Place
-from vmimagemanager.durable import make_folder, publish, remove_tree, replace_file
+from vmimagemanager.durable import remove_tree
 from vmimagemanager.errors import BoxError, ConfigError, ForeignDomainError, ImageError
-from vmimagemanager.hypervisor import accelerator, launch
+from vmimagemanager.hypervisor import accelerator
 from vmimagemanager.hypervisor.connection import require_ownership
 from vmimagemanager.hypervisor.domainxml import DomainXml
-from vmimagemanager.hypervisor.parts import AGENT_CHANNEL, Boot, Parts
+from vmimagemanager.hypervisor.parts import Boot
 from vmimagemanager.images import Image
 from vmimagemanager.leases import owner
 from vmimagemanager.names import box_name
-from vmimagemanager.state import BoxFolder, staged_folder
+from vmimagemanager.state import staged_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +52,7 @@ def define(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
         record = BoxRecord(
             name=name,
             uuid=str(uuid.uuid4()),
-            mac=_new_mac(),
+            mac=making.new_mac(),
             image=image.address,
             digests=dict(image.digests),
             base=str(image.disk),
@@ -70,7 +66,7 @@ def define(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
         base = _base(record)
         if settings.xml is not None:
             record = _as_the_xml_says(record, base)
-        _make(site, record, _with_parts(site, record, base, _boot(image)))
+        making.make(site, record, making.with_parts(site, record, _transformed(base, settings), _boot(image)))
     return record
 
 
@@ -101,7 +97,7 @@ def adopt(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
     record = BoxRecord(
         name=name,
         uuid=original.uuid,
-        mac=original.mac or _new_mac(),
+        mac=original.mac or making.new_mac(),
         image="",
         digests={},
         base=str(files[0]),
@@ -112,7 +108,7 @@ def adopt(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
         owner=owner(),
         settings=replace(settings, network=original.network or settings.network, ram=original.ram),
     )
-    _make(site, record, _with_parts(site, record, original, Boot()), original=original)
+    making.make(site, record, making.with_parts(site, record, _transformed(original, settings)), original=original)
     return record
 
 
@@ -126,8 +122,8 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
     folder = site.state.box(record.name)
     if record.adopted:
         changed = replace(record, settings=settings)
-        definition = _with_parts(site, changed, DomainXml.read(folder.adopted), Boot())
-        _store(site, changed, definition, folder)
+        definition = making.with_parts(site, changed, _transformed(DomainXml.read(folder.adopted), settings))
+        making.store(site, changed, definition, folder)
         return Changed(keys=keys_changed, waits_for="the next start" if site.domain(record.name) else "")
     with site.images.locked():
         # An image that was not asked for anew stays the generation that it is.
@@ -139,7 +135,9 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
         base = _base(changed)
         if settings.xml is not None:
             changed = _as_the_xml_says(changed, base)
-        _store(site, changed, _with_parts(site, changed, base, _boot(image)), folder)
+        making.store(
+            site, changed, making.with_parts(site, changed, _transformed(base, settings), _boot(image)), folder
+        )
     if image.address != record.image:
         keys_changed["image"] = (record.image, image.address)
         return Changed(keys=keys_changed, waits_for="the next reset")
@@ -158,7 +156,7 @@ def undefine(site: Site, name: str, *, force: bool = False) -> None:
             if not force:
                 raise BoxError(f"The box '{name}' runs.", hint=f"vmimagemanager down {name}, or undefine --force")
             domain.end()
-        _remove_sockets(site, domain.definition(live=False).uuid)
+        making.remove_sockets(site, domain.definition(live=False).uuid)
         if folder.adopted.exists():
             site.hypervisor.define(DomainXml.read(folder.adopted))
         else:
@@ -207,6 +205,10 @@ def _image(site: Site, name: str, settings: BoxSettings) -> Image:
     return image
 
 
+def _transformed(base: DomainXml, settings: BoxSettings) -> DomainXml:
+    return base if settings.xslt is None else base.transformed(settings.xslt)
+
+
 def _base(record: BoxRecord) -> DomainXml:
     settings = record.settings
     if settings.xml is not None:
@@ -222,90 +224,6 @@ def _as_the_xml_says(record: BoxRecord, definition: DomainXml) -> BoxRecord:
     """Return the record with the accelerator of the owner's XML: time limits follow from it."""
     chosen = accelerator.Accelerator.KVM if definition.uses_kvm else accelerator.Accelerator.TCG
     return replace(record, accelerator=chosen, accelerator_reason="The box's own XML has it.")
-
-
-def _with_parts(site: Site, record: BoxRecord, base: DomainXml, boot: Boot) -> DomainXml:
-    folder = site.state.box(record.name)
-    if record.settings.xslt is not None:
-        base = base.transformed(record.settings.xslt)
-    parts = Parts(
-        name=record.name,
-        uuid=record.uuid,
-        state_directory=site.state.path,
-        disk=folder.overlay,
-        console_log=folder.console_log,
-        mac=record.mac,
-        network=record.settings.network,
-        boot=boot,
-        sockets=_sockets(site, record.uuid),
-    )
-    laid = base.with_parts(parts)
-    return laid if site.hypervisor.session else laid.with_owner(site.hypervisor.host.qemu_owner)
-
-
-def _sockets(site: Site, uuid: str) -> Path | None:
-    """Return the folder for the sockets of the guest's channels; None where libvirt's own choice will do.
-
-    A session's libvirt puts it so deep into the home folder that the path exceeds what a socket may have (108 bytes).
-    """
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if not site.hypervisor.session or not runtime.startswith("/"):
-        return None
-    path = Path(runtime, "vmimagemanager", uuid)
-    return path if len(os.fsencode(path / AGENT_CHANNEL)) < 108 else None
-
-
-def _remove_sockets(site: Site, uuid: str) -> None:
-    sockets = _sockets(site, uuid)
-    if sockets is not None:
-        remove_tree(sockets)
-
-
-def _make(site: Site, record: BoxRecord, definition: DomainXml, *, original: DomainXml | None = None) -> None:
-    target = site.state.box(record.name)
-    base = Path(record.base)
-    with staged_folder(target.path) as path:
-        path.chmod(0o711)
-        folder = BoxFolder(path)
-        for kind in (LOGIN, HOST):
-            keys.generate(folder.keys / kind, comment=f"vmimagemanager-{record.name}")
-        line = keys.parse_line((folder.keys / HOST / keys.PUBLIC).read_text())
-        keys.KnownHost(alias=keys.host_alias(record.name), keys=(line,)).write(folder.keys / "known_hosts")
-        disks.create_overlay(folder.overlay, base, backing_format=disks.detect_format(base) or "raw")
-        launch.give_to_qemu(site.hypervisor, folder.overlay)
-        for empty in (folder.snapshots, folder.layers):
-            make_folder(empty, mode=0o711)
-        replace_file(folder.definition, definition.text().encode(), mode=0o600)
-        if original is not None:
-            replace_file(folder.adopted, original.text().encode(), mode=0o600)
-        record.write(folder)
-        publish(path, target.path)
-    try:
-        if original is not None:
-            borrow.borrow(borrow.needed(site.hypervisor, original), target)
-        _store(site, record, definition, target)
-    except BaseException:
-        _give_back(site, record.name, original)
-        borrow.give_back(target)
-        remove_tree(target.path)
-        raise
-
-
-def _give_back(site: Site, name: str, original: DomainXml | None) -> None:
-    """Leave libvirt as it was before a box that could not be made."""
-    domain = site.hypervisor.find(name)
-    if domain is not None and domain.definition(live=False).ownership is not None:
-        if original is not None:
-            site.hypervisor.define(original)
-        else:
-            domain.undefine()
-
-
-def _store(site: Site, record: BoxRecord, definition: DomainXml, folder: BoxFolder) -> None:
-    """Tell libvirt, and keep what it made of it: machine type, addresses and the like are frozen from here on."""
-    domain = site.hypervisor.define(definition)
-    replace_file(folder.definition, domain.definition(live=False).text().encode(), mode=0o600)
-    record.write(folder)
 
 
 def _take_away_leftover(site: Site, name: str) -> None:
@@ -326,8 +244,3 @@ def _check_hooks(settings: BoxSettings) -> None:
             raise ConfigError(
                 "A hook at 'after-define' cannot run in the guest, which is off then.", hint='Set where = "host".'
             )
-
-
-def _new_mac() -> str:
-    # 52:54:00 is QEMU's prefix for locally administered addresses
-    return ":".join(["52", "54", "00", *(f"{byte:02x}" for byte in secrets.token_bytes(3))])

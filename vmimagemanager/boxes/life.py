@@ -18,7 +18,7 @@ from vmimagemanager.errors import BoxError, DeadlineError, HypervisorError
 from vmimagemanager.guest.agent import Agent
 from vmimagemanager.guest.identity import Identity, give_identity
 from vmimagemanager.guest.readiness import Readiness, wait_until_ready
-from vmimagemanager.guest.repair import Proof, new_token, plant_and_repair
+from vmimagemanager.guest.repair import CloneIdentity, Proof, new_token, plant_and_repair
 from vmimagemanager.guest.result import Channel
 from vmimagemanager.hypervisor import launch
 from vmimagemanager.hypervisor.domain import Domain, DomainState
@@ -123,7 +123,7 @@ def subject(site: Site, record: BoxRecord) -> snapshots.Subject:
     folder = site.state.box(record.name)
 
     def plant(domain: Domain, token: str) -> Proof:
-        return _plant(domain, folder, token)
+        return prove(domain, folder, token)
 
     def boot() -> Domain:
         domain = _boot(site, record, folder)
@@ -147,7 +147,7 @@ def subject(site: Site, record: BoxRecord) -> snapshots.Subject:
         plant=plant,
         boot=boot,
         shut_down=shut_down,
-        attach=lambda domain: attach(domain, record),
+        attach=lambda domain, address: attach(domain, record, address),
     )
 
 
@@ -203,28 +203,30 @@ def _make_ours(domain: Domain, record: BoxRecord, folder: BoxFolder, readiness: 
     """Give a guest that boots for the first time its identity, and any its waiter; return whether it was the first."""
     first_boot = readiness.machine_id != record.machine_id
     if first_boot:
-        _identify(domain, record, folder)
+        identify(domain, record, folder)
     if not domain.waiter.listens():
-        _plant(domain, folder, new_token())
+        prove(domain, folder, new_token())
     return first_boot
 
 
-def _plant(domain: Domain, folder: BoxFolder, token: str) -> Proof:
+def prove(domain: Domain, folder: BoxFolder, token: str, identity: CloneIdentity | None = None) -> Proof:
+    """Read the token in a guest's memory and leave ``token`` in its place; repair the guest (see `guest.repair`)."""
     alive = partial(check_alive, domain, folder)
 
     def ready_agent() -> Agent:
         agent(domain).wait(Deadline(_REPAIR_LIMIT), alive, detail=lambda: console_tail(folder))
         return agent(domain)
 
-    return plant_and_repair(domain.waiter, ready_agent, token, _REPAIR_LIMIT, check=alive)
+    return plant_and_repair(domain.waiter, ready_agent, token, _REPAIR_LIMIT, check=alive, identity=identity)
 
 
-def _identify(domain: Domain, record: BoxRecord, folder: BoxFolder) -> None:
+def identify(domain: Domain, record: BoxRecord, folder: BoxFolder) -> None:
+    """Give a guest what is the box's own: the key that opens it, host key, host name and machine-id."""
     private = folder.keys / HOST / keys.PRIVATE
     with translate_os_errors("read", private):
         content = private.read_bytes()
     identity = Identity(
-        host_name=record.name.lower().replace("_", "-"),
+        host_name=record.host_name,
         user=record.settings.user,
         machine_id=record.machine_id,
         authorized_key=keys.load(folder.keys / LOGIN).public,

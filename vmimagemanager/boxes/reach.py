@@ -105,12 +105,15 @@ def access(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Access:
     )
 
 
-def attach(domain: Domain, record: BoxRecord) -> int | None:
-    """Forward a port of 127.0.0.1 to a user-mode network's guest; return it, or None for another network."""
+def attach(domain: Domain, record: BoxRecord, address: str = "") -> int | None:
+    """Forward a port of 127.0.0.1 to a user-mode network's guest; return it, or None for another network.
+
+    ``address`` is the guest's in that network, by default the first one that it gives.
+    """
     if record.settings.network != "user":
         return None
     device = domain.definition(live=True).user_network_device
-    return None if device is None else domain.monitor.forward_ssh(device, record.ssh_port)
+    return None if device is None else domain.monitor.forward_ssh(device, record.ssh_port, address=address)
 
 
 def host_key(folder: BoxFolder) -> str:

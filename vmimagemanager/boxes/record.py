@@ -21,6 +21,7 @@ class BoxRecord:
     """One box.
 
     ``image`` is the address of a generation (empty for an adopted domain) and ``base`` the disk that the box stands on.
+    ``fork_of`` is the address of the snapshot that a clone was made of, or empty.
     """
 
     name: str
@@ -35,6 +36,7 @@ class BoxRecord:
     created: datetime
     owner: str
     settings: BoxSettings
+    fork_of: str = ""
 
     @property
     def machine_id(self) -> str:
@@ -44,6 +46,10 @@ class BoxRecord:
         this one is therefore one that we have given its identity.
         """
         return uuid.uuid5(uuid.UUID(self.uuid), "machine-id").hex
+
+    @property
+    def host_name(self) -> str:
+        return self.name.lower().replace("_", "-")
 
     @property
     def ssh_port(self) -> int:
@@ -62,6 +68,7 @@ class BoxRecord:
             "adopted": self.adopted,
             "created": self.created,
             "owner": self.owner,
+            "fork-of": self.fork_of or None,
             "digests": dict(self.digests),
             "settings": self.settings.to_record(),
         }
@@ -84,6 +91,7 @@ class BoxRecord:
                 created=record["created"],
                 owner=record["owner"],
                 digests=record["digests"],
+                fork_of=record.get("fork-of", ""),
                 settings=BoxSettings.from_record(record["settings"], source=str(folder.record)),
             )
         except (KeyError, ValueError, TypeError) as error:

@@ -47,6 +47,10 @@ class Site:
         if not self.state.box(name).record.is_file():
             raise BoxNotFoundError(f"There is no box '{name}'.", hint=self._advice(name))
 
+    def taken(self, name: str) -> bool:
+        """Tell whether a box or a domain has this name, whoever owns it."""
+        return self.state.box(name).path.exists() or self.hypervisor.find(name) is not None
+
     def domain(self, name: str) -> Domain | None:
         """Return the box's domain when it is active, None when it is off; raise ForeignDomainError for another's."""
         domain = self.hypervisor.domain(name, str(self.state.path))

@@ -14,7 +14,7 @@ from vmimagemanager.cli.verb import verb
 from vmimagemanager.errors import HypervisorUnreachableError, SeveralError, VmimError
 
 if TYPE_CHECKING:
-    from vmimagemanager.box import Status
+    from vmimagemanager.boxes.status import Status
 
 
 @verb("list", documents=True)

@@ -40,6 +40,7 @@ SECTIONS = {
         Entry("snapshot", "snapshots", "snapshot", "Take snapshots; a running box goes on running."),
         Entry("restore", "snapshots", "restore", "Put boxes back to snapshots, running and proven."),
         Entry("snapshots", "snapshots", "snapshots", "List the snapshots of boxes."),
+        Entry("fork", "fork", "fork", "Make running clones of a snapshot, which share its memory."),
         Entry("snapshot-remove", "snapshots", "snapshot_remove", "Remove snapshots."),
     ),
     "Guests": (

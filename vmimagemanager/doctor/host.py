@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import grp
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +11,11 @@ from vmimagemanager.config.settings import DEFAULT_RAM
 from vmimagemanager.doctor.access import folders_above
 from vmimagemanager.doctor.check import Check, as_root, failure, ok, warning
 from vmimagemanager.durable import free_space
-from vmimagemanager.hypervisor import accelerator
+from vmimagemanager.hypervisor import accelerator, memory
 from vmimagemanager.locks import user_name
 from vmimagemanager.units import Size
 
 LIBVIRT_GROUP = "libvirt"
-MEMORY = Path("/proc/meminfo")
 _LITTLE_DISK, _NO_DISK = Size(5 << 30), Size(1 << 30)
 _LITTLE_MEMORY = Size(1 << 30)
 
@@ -65,11 +63,10 @@ def disk_checks(folder: Path) -> Iterator[Check]:
 
 def memory_checks() -> Iterator[Check]:
     """Say how much memory programs can still get."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", MEMORY.read_text(), re.MULTILINE)
-    if found is None:
-        yield warning("memory", f"'{MEMORY}' does not say how much memory is available.")
+    free = memory.available()
+    if free is None:
+        yield warning("memory", "The kernel does not say how much memory is available.")
         return
-    free = Size(int(found[1]) << 10)
     message = f"{free.human()} of memory are available"
     if free < DEFAULT_RAM:
         yield failure("memory", f"{message}, less than the {DEFAULT_RAM} of one box.", "vmimagemanager list --used")

@@ -30,13 +30,16 @@ _log = logging.getLogger(__name__)
 TOKEN_FILE = "/run/vmimagemanager-token"  # noqa: S105
 _SEED = 64
 _RESEED = 0x5207  # RNDRESEEDCRNG in linux/random.h
+_SIOCGIFADDR, _SIOCSIFADDR = 0x8915, 0x8916  # linux/sockios.h
+_SIOCGIFNETMASK, _SIOCSIFNETMASK, _SIOCSIFHWADDR = 0x891B, 0x891C, 0x8924
 _SIGIO = 29  # asm-generic/signal.h; perl-base's POSIX does not know it
 _CLOCK_SETTIME = {"x86_64": 227, "aarch64": 112, "riscv64": 112}  # asm/unistd_64.h, asm-generic/unistd.h
 _WAITER_LIMIT = timedelta(seconds=3)  # for a process that runs already and needs milliseconds
 _GRACE = timedelta(seconds=0.2)  # for a guest that was just resumed to say that its end of the channel is open
 
 # Argument: the name of the waiter's channel.  Standard input and each line on the channel: the token to leave behind,
-# the time since the epoch, the number of the system call clock_settime, and the seed in hexadecimal digits.  A second
+# the time since the epoch, the number of the system call clock_settime, and the seed in hexadecimal digits; for a clone
+# also its host name, its machine-id, and the MAC address that it has and the one that it is to have.  A second
 # process (date, uname) would cost as much again under emulation.  The channel's device has one user at a time: opening
 # it fails where a waiter is there already.  A read returns nothing while the host is not connected, and SIGIO says when
 # that changes; it is blocked but while it is waited for, so that none gets lost.  A write waits for the host: the guest
@@ -47,8 +50,34 @@ use Fcntl;
 use POSIX ();
 $| = 1;
 sub slurp {{ open(my $file, "<", $_[0]) or return "none"; my $line = <$file>; chomp $line; return $line; }}
+sub spill {{
+    open(my $file, ">", $_[0]) or return 0;
+    return print($file "$_[1]\\n") && close($file);
+}}
+sub become {{
+    my ($host_name, $machine_id, $old, $new, $next_address) = @_;
+    my $done = spill("/proc/sys/kernel/hostname", $host_name) && spill("/etc/hostname", $host_name);
+    $done &&= spill("/etc/machine-id", $machine_id);
+    socket(my $socket, 2, 2, 0) or return ("no", "-");  # AF_INET, SOCK_DGRAM
+    my $address = "-";
+    for my $path (grep {{ slurp($_) eq $old }} glob("/sys/class/net/*/address")) {{
+        my $name = (split /\\//, $path)[4];
+        my $request = pack("a16 S a14", $name, 1, pack("H*", $new =~ s/://gr));  # ARPHRD_ETHER
+        $done &&= ioctl($socket, {_SIOCSIFHWADDR}, $request);
+        my ($own, $mask) = (pack("a16 x24", $name)) x 2;
+        next unless $next_address && ioctl($socket, {_SIOCGIFADDR}, $own) && ioctl($socket, {_SIOCGIFNETMASK}, $mask);
+        my @bytes = unpack("x20 C4", $own);
+        $bytes[3]++;
+        $address = join(".", @bytes);
+        my $alias = pack("a16 S n C4 x16", "$name:1", 2, 0, @bytes);
+        $done &&= ioctl($socket, {_SIOCSIFADDR}, $alias);
+        my $masked = pack("a16 S n C4 x16", "$name:1", 2, 0, unpack("x20 C4", $mask));
+        $done &&= ioctl($socket, {_SIOCSIFNETMASK}, $masked);
+    }}
+    return ($done ? "yes" : "no", $address);
+}}
 sub repaired {{
-    my ($next, $now, $clock_settime, $seed) = split / /, $_[0];
+    my ($next, $now, $clock_settime, $seed, @identity) = split / /, $_[0];
     my ($seconds, $nanoseconds) = split /\\./, $now;
     my ($clock, $reseeded) = ("no", "no");
     $clock = "yes" if $clock_settime && syscall($clock_settime + 0, 0, pack("q q", $seconds, $nanoseconds)) == 0;
@@ -61,9 +90,11 @@ sub repaired {{
     umask 077;
     if (open(my $file, ">", "{TOKEN_FILE}")) {{ print $file "$next $token\\n"; close $file; }}
     my $boot = slurp("/proc/sys/kernel/random/boot_id");
-    return "$next $token $boot clock=$clock random=$reseeded\\n";
+    my ($identity, $address) = @identity ? become(@identity) : ("kept", "-");
+    return "$next $token $boot clock=$clock random=$reseeded identity=$identity address=$address\\n";
 }}
-print repaired(scalar <STDIN>);
+chomp(my $line = <STDIN>);
+print repaired($line);
 my ($found) = grep {{ slurp("$_/name") eq $ARGV[0] }} glob("/sys/class/virtio-ports/*") or exit 0;
 sysopen(my $channel, "/dev/" . substr($found, rindex($found, "/") + 1), O_RDWR) or exit 0;
 my $blocked = POSIX::SigSet->new({_SIGIO});
@@ -90,26 +121,74 @@ while (1) {{
 }}
 """
 _SHELL = f"""
-read -r next now number seed
+read -r next now number seed host_name machine_id old new next_address
 clock=no
+identity=kept
+address=-
+become() {{
+    printf '%s\\n' "$host_name" > /proc/sys/kernel/hostname || return
+    printf '%s\\n' "$host_name" > /etc/hostname || return
+    printf '%s\\n' "$machine_id" > /etc/machine-id || return
+    for file in /sys/class/net/*/address; do
+        [ "$(cat "$file")" = "$old" ] || continue
+        interface=${{file#/sys/class/net/}}
+        interface=${{interface%/address}}
+        ip link set dev "$interface" address "$new" || return
+        own=$(ip -4 -o address show dev "$interface" | sed -n '1s/.* inet \\([0-9./]*\\) .*/\\1/p')
+        [ -n "$next_address" ] && [ -n "$own" ] || continue
+        address=${{own%/*}}
+        address=${{address%.*}}.$((${{address##*.}} + 1))
+        ip address add "$address/${{own#*/}}" dev "$interface" || return
+    done
+}}
+if [ -n "$new" ]; then
+    identity=no
+    become >&2 && identity=yes
+fi
 date -u -s "@$now" >/dev/null 2>&1 && clock=yes
 printf '%s' "$seed" > /dev/urandom
 read -r token before 2>/dev/null < {TOKEN_FILE} || token=none
 [ "$token" != "$next" ] || token=$before
 umask 077
 printf '%s %s\\n' "$next" "$token" > {TOKEN_FILE}
-echo "$next $token $(cat /proc/sys/kernel/random/boot_id) clock=$clock random=no"
+echo "$next $token $(cat /proc/sys/kernel/random/boot_id) clock=$clock random=no identity=$identity address=$address"
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CloneIdentity:
+    """What a clone gets of its own: host name, machine-id, and a MAC address in the place of the snapshot's.
+
+    With ``next_address`` its interface gets the IPv4 address after its own one, too: that which the DHCP server of a
+    user-mode network, which has given the other one to the other MAC address, will give to this one.
+    """
+
+    host_name: str
+    machine_id: str
+    mac_before: str
+    mac: str
+    next_address: bool
+
+    @property
+    def words(self) -> str:
+        words = f"{self.host_name} {self.machine_id} {self.mac_before} {self.mac}"
+        return f"{words} next-address" if self.next_address else words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What a guest said after a restore: its token and boot id, and what of the repair succeeded."""
+    """What a guest said after a restore: its token and boot id, and what of the repair succeeded.
+
+    ``identity`` is ``kept``, or whether the clone took what it was given: ``yes`` or ``no``; ``address`` is the IPv4
+    address that it was given, or empty.
+    """
 
     token: str
     boot_id: str
     clock_set: bool
     random_reseeded: bool
+    identity: str
+    address: str
     seconds: float
 
 
@@ -137,9 +216,12 @@ def plant_and_repair(
     limit: timedelta,
     *,
     check: Callable[[], None],
+    identity: CloneIdentity | None = None,
     architecture: str = "x86_64",
 ) -> Proof:
     """Read the guest's token and leave ``token`` in its place, set its clock and reseed its random numbers.
+
+    A clone gets its ``identity``, too.
 
     ``agent`` returns the guest's agent when it answers, and is called when there is no waiter; one is started then, for
     the next time.  Without perl in the guest it is sh, which can set the clock but not make the kernel use the seed at
@@ -149,7 +231,8 @@ def plant_and_repair(
     watch = Stopwatch()
 
     def line() -> str:
-        return f"{token} {_now()} {_CLOCK_SETTIME.get(architecture, 0)} {os.urandom(_SEED).hex()}"
+        words = f"{token} {_now()} {_CLOCK_SETTIME.get(architecture, 0)} {os.urandom(_SEED).hex()}"
+        return words if identity is None else f"{words} {identity.words}"
 
     def run(argv: list[str]) -> str:
         result = agent().run(argv, stdin=f"{line()}\n".encode(), limit=limit, check=check)
@@ -185,13 +268,16 @@ def _asked(waiter: Waiter, line: str, token: str, check: Callable[[], None]) -> 
 
 def _proof(answer: str, token: str, seconds: float) -> Proof:
     words = answer.split()
-    if len(words) != 5 or words[0] != token:
-        raise GuestError(f"The guest's proof makes no sense: expected 5 words, found '{answer[:80]}'.")
+    if len(words) < 3 or words[0] != token:
+        raise GuestError(f"The guest's proof makes no sense: '{answer[:80]}'.")
+    told = dict(word.partition("=")[::2] for word in words[3:])  # the waiter of an older version tells less
     return Proof(
         token=words[1],
         boot_id=words[2],
-        clock_set=words[3] == "clock=yes",
-        random_reseeded=words[4] == "random=yes",
+        clock_set=told.get("clock") == "yes",
+        random_reseeded=told.get("random") == "yes",
+        identity=told.get("identity", "kept"),
+        address=told.get("address", "").strip("-"),
         seconds=seconds,
     )
 

@@ -8,6 +8,7 @@ through its QEMU namespace: https://libvirt.org/drvqemu.html#pass-through-of-arb
 from __future__ import annotations
 
 import copy
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from vmimagemanager.hypervisor import ramfile, xmltree
 from vmimagemanager.hypervisor.accelerator import Accelerator
 from vmimagemanager.hypervisor.parts import OURS, Parts, lay_over
 from vmimagemanager.hypervisor.ramfile import QEMU, RamFile
-from vmimagemanager.hypervisor.xmltree import child
+from vmimagemanager.hypervisor.xmltree import child, replace
 from vmimagemanager.units import Size
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class DomainXml:
             child(cpu, "model", "qemu64", fallback="forbid")
             # Or the guest's kernel loads KVM at its boot, to nobody's use: 4 to 6 s under emulation.
             child(cpu, "feature", policy="disable", name="svm")
+        child(root, "genid")
         child(root, "clock", offset="utc")
         child(root, "on_poweroff", "destroy")
         child(root, "on_reboot", "restart")
@@ -160,6 +162,13 @@ class DomainXml:
             etree.SubElement(capabilities, f"{{{QEMU}}}del", capability=SLOW_CPU_QUERY)
         return DomainXml(root)
 
+    def with_new_generation(self) -> DomainXml:
+        """Give the guest a new generation id, where it has one: it is not the machine that it was before."""
+        root = self._copy()
+        if root.find("genid") is not None:
+            replace(root, "genid", str(uuid.uuid4()))
+        return DomainXml(root)
+
     # -- what it says ----------------------------------------------------------------------------------------------
 
     @property
@@ -221,6 +230,10 @@ class DomainXml:
         if interface.get("type") == "network" and source is not None:
             return f"libvirt:{source.get('network', '')}"
         return None
+
+    @property
+    def user_network(self) -> bool:
+        return self._root.find("devices/interface[@type='user']") is not None
 
     @property
     def user_network_device(self) -> str | None:

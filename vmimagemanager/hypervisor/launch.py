@@ -20,14 +20,14 @@ _log = logging.getLogger(__name__)
 
 def boot(hypervisor: Hypervisor, definition: DomainXml, ram: RamFile | None) -> Domain:
     """Start a guest from its disk, with its RAM in ``ram``, a file that `new_ram_file` made, or in anonymous memory."""
-    return _start(hypervisor, definition.with_ram_file(ram), paused=False)
+    return _start(hypervisor, definition.with_ram_file(ram).with_new_generation(), paused=False)
 
 
 def wake(
     hypervisor: Hypervisor, definition: DomainXml, ram: RamFile, device_state: Path, *, limit: timedelta
 ) -> Domain:
     """Bring a guest back, running, from its RAM file and device state; on failure no domain is left running."""
-    domain = _start(hypervisor, definition.with_ram_file(ram, incoming=True), paused=True)
+    domain = _start(hypervisor, definition.with_ram_file(ram, incoming=True).with_new_generation(), paused=True)
     try:
         devicestate.load(domain.monitor, device_state, limit)
         domain.resume()

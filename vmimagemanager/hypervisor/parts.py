@@ -138,5 +138,9 @@ def _lay_channel(devices: Element, name: str, socket: Path | None) -> None:
     if channel is None:
         channel = child(devices, "channel", type="unix")
         child(channel, "target", type="virtio", name=name)
-    if socket is not None and channel.get("type") == "unix" and channel.find("source") is None:
+    source = channel.find("source")
+    if source is not None and Path(source.get("path", "")).name == name:  # ours, of the box that this one is a clone of
+        channel.remove(source)
+        source = None
+    if socket is not None and channel.get("type") == "unix" and source is None:
         channel.insert(0, element("source", mode="bind", path=str(socket)))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from vmimagemanager.report.deeds import phases, seconds
 
 if TYPE_CHECKING:
-    from vmimagemanager.box import Status
     from vmimagemanager.boxes.operations import Operation
+    from vmimagemanager.boxes.status import Status
     from vmimagemanager.leases import Hold
     from vmimagemanager.locks import Holder
 
@@ -48,6 +48,7 @@ def lines(status: Status) -> list[str]:
         ("state", status.state),
         ("image", status.image or "none: an adopted domain"),
         ("snapshot", f"stands on '{status.snapshot}'" if status.snapshot else "stands on none"),
+        *([("fork of", status.fork_of)] if status.fork_of else []),
         ("use", use(status)),
         ("ssh", f"{status.settings.user}@{status.ssh[0]}, port {status.ssh[1]}" if status.ssh else "not reachable"),
         ("host key", status.host_key),

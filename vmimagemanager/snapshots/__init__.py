@@ -4,9 +4,10 @@ from vmimagemanager.snapshots.catalogue import Snapshot, find, listing, standing
 from vmimagemanager.snapshots.layers import stand_on
 from vmimagemanager.snapshots.manifest import Manifest
 from vmimagemanager.snapshots.store import Restored, Taken, remove, restore, settle, take
-from vmimagemanager.snapshots.subject import Subject
+from vmimagemanager.snapshots.subject import STATE_LIMIT, Subject
 
 __all__ = [
+    "STATE_LIMIT",
     "Manifest",
     "Restored",
     "Snapshot",

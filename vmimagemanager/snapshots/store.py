@@ -92,8 +92,10 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
         stage = SnapshotFolder(path)
         definition = DomainXml.read(folder.definition) if domain is None else domain.portable_definition()
         replace_file(stage.definition, definition.text().encode(), mode=0o600)
-        boot_id = ""
+        boot_id = address = ""
         if domain is not None:
+            if definition.user_network:
+                address = domain.monitor.forwarded_address()
             boot_id = subject.plant(domain, token).boot_id
             watch.lap("plant")
         sweep(folder)  # a restore, which has no time for it, may have left layers that nobody stands on
@@ -116,6 +118,7 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
                 boot_id=boot_id,
                 ram=definition.ram,
                 machine=definition.machine,
+                address=address,
                 libvirt=host.libvirt,
                 qemu=host.qemu,
                 why_not=reasons,
@@ -189,11 +192,12 @@ def restore(subject: Subject, domain: Domain | None, name: str, *, next_token: s
 
 
 def remove(folder: BoxFolder, name: str) -> None:
-    """Remove a snapshot; its disk stays as long as the box or another snapshot stands on it.
+    """Remove a snapshot, a damaged one, too; its disk stays as long as the box or another snapshot stands on it.
 
     Raises SnapshotError when there is none of that name.
     """
-    find(folder, name)
+    if not folder.snapshot(name).manifest.is_file():
+        find(folder, name)
     with staged_folder(folder.snapshots / name) as doomed, translate_os_errors("remove", folder.snapshots / name):
         (folder.snapshots / name).rename(doomed / name)
         fsync_path(folder.snapshots)

@@ -1,0 +1,151 @@
+"""Clones: running boxes made of one live snapshot, each with an identity of its own, all with one memory."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from vmimagemanager import Box, Manager
+from vmimagemanager.config import Engine
+from vmimagemanager.deadline import Deadline
+from vmimagemanager.errors import BoxError, LeaseError, SnapshotError, SpaceError, UsageError
+from vmimagemanager.guest.agent import Agent
+from vmimagemanager.hypervisor import memory
+from vmimagemanager.units import Size
+
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+IDENTITY = (
+    "hostname; cat /etc/hostname /etc/machine-id /sys/class/net/en*/address; head -c 16 /dev/urandom | base64;"
+    + BOOT_ID
+)
+
+
+@pytest.fixture
+def say(manager: Manager) -> Callable[[Box, str], str]:
+    def run(box: Box, script: str) -> str:
+        domain = manager.site.domain(box.name)
+        assert domain is not None
+        agent = Agent(domain)
+        agent.wait(Deadline(timedelta(seconds=20)), lambda: None)
+        return agent.run(["/bin/sh", "-ec", script], limit=timedelta(minutes=1)).check().text.strip()
+
+    return run
+
+
+Say = Callable[[Box, str], str]
+
+
+def test_clones_are_one_snapshot_with_identities_of_their_own(box: Box, manager: Manager, say: Say) -> None:
+    box.script("echo kept >/run/in-memory; echo kept >/root/on-disk")
+    box.snapshot("forked")
+    boot_id = say(box, BOOT_ID)
+    say(box, "echo later >/run/in-memory")
+    with box.fork("forked", count=3) as clones:
+        names = [clone.name for clone in clones]
+        assert names == [f"{box.name}-{number}" for number in (1, 2, 3)]
+        assert set(names) <= set(manager.boxes())
+        told = {clone.name: clone.script(IDENTITY).text.split() for clone in clones}
+        for clone in clones:
+            host_name, kept_name, *_, booted = told[clone.name]
+            assert host_name == kept_name == clone.name
+            assert booted == boot_id
+            assert clone.run(["cat", "/run/in-memory", "/root/on-disk"]).text == "kept\nkept\n"
+            status = clone.show()
+            assert status.fork_of == f"{box.name}@forked"
+            assert status.host_key == box.show().host_key
+        for column in range(2, 5):  # machine-id, MAC address, random numbers
+            assert len({words[column] for words in told.values()} | {say(box, IDENTITY).split()[column]}) == 4
+        assert len({clone.show().ssh for clone in clones} | {box.show().ssh}) == 4
+        say(clones[0], "echo mine >/run/in-memory; echo mine >/root/on-disk; sync")
+        assert say(clones[1], "cat /run/in-memory /root/on-disk").split() == ["kept", "kept"]
+        assert say(box, "cat /run/in-memory") == "later"
+    assert not set(names) & set(manager.boxes())
+    assert all(manager.site.hypervisor.find(name) is None for name in names)
+    box.remove_snapshot("forked")
+
+
+def test_a_clones_address_stays_and_its_snapshots_are_reached_again(box: Box, say: Say) -> None:
+    with box.fork("clean", count=1, new_host_keys=True) as (clone,):
+        assert clone.show().host_key != box.show().host_key
+        before = say(clone, "ip -4 -o address show scope global").split()
+        time.sleep(15)  # in which the guest's DHCP client asks for an address for its new MAC address
+        after = say(clone, "ip -4 -o address show scope global").split()
+        assert re.findall(r"10\.0\.2\.\d+/24", " ".join(after))[-1] in before
+        clone.disconnect()
+        assert clone.run(["hostname"]).text.strip() == clone.name
+        assert clone.snapshot("own").engine == "live"
+        assert clone.run(["hostname"]).text.strip() == clone.name
+        clone.script("echo dirty >/root/canary")
+        assert clone.restore("own").proven
+        assert clone.run(["test", "-e", "/root/canary"], check=False).status == 1
+        assert clone.run(["hostname"]).text.strip() == clone.name
+        clone.down()
+        assert not clone.up().first_boot
+        assert clone.run(["hostname"]).text.strip() == clone.name
+
+
+def test_what_clones_stand_on_cannot_be_removed_and_they_are_named(box: Box, manager: Manager) -> None:
+    fork = box.fork("clean", count=2)
+    with pytest.raises(LeaseError):
+        manager.lease(fork[0].name, wait=timedelta(0))
+    fork.release()
+    names = f"{box.name}-1, {box.name}-2 stand on it"
+    with pytest.raises(BoxError, match=names) as raised:
+        box.remove_snapshot("clean")
+    assert raised.value.hint == f"vmimagemanager undefine --force {box.name}-1 {box.name}-2"
+    with pytest.raises(BoxError, match=names):
+        box.undefine(force=True)
+    assert box.up().system
+    manager.box(fork[0].name).undefine(force=True)
+    with box.fork("clean", count=1) as (clone,):
+        assert clone.name == f"{box.name}-1"  # the first number that is free
+    fork.remove()
+    assert [one.name for one in box.snapshots()] == ["clean"]
+
+
+def test_a_fork_that_cannot_be_is_refused_and_leaves_nothing(
+    box: Box, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = manager.boxes()
+    with pytest.raises(UsageError, match="expected 1 or more"):
+        box.fork("clean", count=0)
+    with pytest.raises(SnapshotError, match="has no snapshot 'absent'"):
+        box.fork("absent", count=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "available", lambda: Size(1 << 30))
+        with pytest.raises(SpaceError, match=r"2 clones may need 1\.1 GiB of memory, and 1\.0 GiB are available"):
+            box.fork("clean", count=2)
+        with box.fork("clean", count=2, overcommit=True) as clones:
+            assert len(clones) == 2
+    assert manager.boxes() == before
+
+
+def test_a_snapshot_without_memory_is_not_forked_and_the_message_says_why(box: Box) -> None:
+    box.kill()
+    box.snapshot("off")
+    with pytest.raises(SnapshotError, match="was taken of a box that was off"):
+        box.fork("off", count=1)
+
+
+def test_a_fork_of_which_one_clone_fails_leaves_none(
+    box: Box, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, domains = manager.boxes(), manager.site.hypervisor.names()
+    from vmimagemanager.boxes import life
+
+    prove = life.prove
+
+    def fails(domain: object, folder: object, token: str, identity: object = None) -> object:
+        if getattr(folder, "name", "").endswith("-2"):
+            raise SnapshotError("It is another one.")
+        return prove(domain, folder, token, identity)  # type: ignore[arg-type] # passed on as they came
+
+    monkeypatch.setattr(life, "prove", fails)
+    with pytest.raises(SnapshotError, match="It is another one"):
+        box.fork("clean", count=3)
+    assert (manager.boxes(), manager.site.hypervisor.names()) == (before, domains)
+    assert Engine.LIVE in box.show().settings.engines

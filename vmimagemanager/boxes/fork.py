@@ -1,0 +1,161 @@
+"""Clones: boxes made of one live snapshot, which run at once and share its memory until they write to it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from vmimagemanager import snapshots
+from vmimagemanager.boxes import life, making
+from vmimagemanager.boxes.define import undefine
+from vmimagemanager.boxes.reach import attach
+from vmimagemanager.boxes.record import BoxRecord
+from vmimagemanager.boxes.site import Site
+from vmimagemanager.config import Engine
+from vmimagemanager.deadline import Stopwatch
+from vmimagemanager.errors import BoxError, GuestError, SnapshotError, SpaceError, StateError
+from vmimagemanager.guest.repair import CloneIdentity, new_token
+from vmimagemanager.hypervisor import launch, memory
+from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.hypervisor.ramfile import RamFile
+from vmimagemanager.leases import owner
+from vmimagemanager.names import Address
+from vmimagemanager.snapshots import Manifest
+from vmimagemanager.units import Size
+
+_log = logging.getLogger(__name__)
+_OF_QEMU = Size(160 << 20)  # its own memory, and its translations under emulation
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forked:
+    """One clone that was made, and the seconds of each phase."""
+
+    name: str
+    phases: dict[str, float]
+
+
+def require_memory(count: int, ram: Size) -> None:
+    """Raise SpaceError when ``count`` clones, each of which writes to all of its ``ram``, exceed the host's memory."""
+    free = memory.available()
+    needed = Size(count * (ram.bytes + _OF_QEMU.bytes))
+    if free is not None and needed > free:
+        raise SpaceError(
+            f"{count} clones may need {needed.human()} of memory, and {free.human()} are available.",
+            hint="They share what they do not write to: --overcommit forks all the same.",
+        )
+
+
+def forkable(site: Site, record: BoxRecord, snapshot: str) -> Manifest:
+    """Return a snapshot that can be forked; raise SnapshotError that says why one cannot."""
+    manifest = snapshots.find(site.state.box(record.name), snapshot)
+    if manifest.engine is not Engine.LIVE:
+        address = Address(record.name, snapshot)
+        what = "it was taken of a box that was off" if not manifest.running else f"it is a {manifest.engine} one"
+        raise SnapshotError(
+            f"The snapshot '{address}' cannot be forked: {what}, and clones need the memory of a live one.",
+            hint=f"vmimagemanager restore {address}, and take another snapshot of the box while it runs",
+        )
+    return manifest
+
+
+def fork(
+    site: Site, record: BoxRecord, manifest: Manifest, names: Sequence[str], *, new_host_keys: bool
+) -> tuple[Forked, ...]:
+    """Make a running, proven clone of a live snapshot under each of ``names``; on failure none of them is left.
+
+    Each has a MAC address, a host name, a machine-id and a generation id of its own.  It is opened by the box's key,
+    and known by the box's host key, or by a new one, which takes its SSH server some seconds under emulation.  Raises
+    BoxError when there is a box of such a name, SnapshotError when a guest that came up is not the snapshot.
+    """
+    try:
+        return tuple(in_parallel(lambda name: _clone(site, record, manifest, name, new_host_key=new_host_keys), names))
+    except BaseException:
+        remove(site, [name for name in names if site.state.box(name).record.exists()])
+        raise
+
+
+def remove(site: Site, names: Iterable[str]) -> None:
+    """Remove clones, whatever state they are in."""
+    tuple(in_parallel(lambda name: undefine(site, name, force=True), names))
+
+
+def clones_of(site: Site, box: str, snapshot: str | None = None) -> tuple[str, ...]:
+    """Return the names of the clones of a box, or of one of its snapshots."""
+    found = []
+    for name in site.state.box_names():
+        try:
+            of = BoxRecord.read(site.state.box(name)).fork_of
+        except StateError:  # it is told by whatever needs that box
+            continue
+        parent, _, taken = of.partition("@")
+        if parent == box and snapshot in (None, taken):
+            found.append(name)
+    return tuple(found)
+
+
+def refuse_clones(site: Site, box: str, snapshot: str | None = None) -> None:
+    """Raise BoxError that names the clones which stand on a box, or on one of its snapshots."""
+    clones = clones_of(site, box, snapshot)
+    if clones:
+        what = f"box '{box}'" if snapshot is None else f"snapshot '{Address(box, snapshot)}'"
+        raise BoxError(
+            f"The {what} cannot be removed: {', '.join(clones)} {'stands' if len(clones) == 1 else 'stand'} on it.",
+            hint=f"vmimagemanager undefine --force {' '.join(clones)}",
+        )
+
+
+def in_parallel(deed: Callable[[Item], Result], items: Iterable[Item]) -> Iterable[Result]:
+    """Do a deed to all items, some at once, to the end of all of them; then raise the first error, if there was one."""
+    with ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1)) as pool:
+        return [future.result() for future in [pool.submit(deed, item) for item in items]]
+
+
+def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, new_host_key: bool) -> Forked:
+    watch = Stopwatch()
+    folder, own = site.state.box(record.name), site.state.box(name)
+    snapshot = folder.snapshot(manifest.name)
+    clone = replace(
+        record,
+        name=name,
+        uuid=str(uuid.uuid4()),
+        mac=making.new_mac(),
+        adopted=False,
+        created=datetime.now(UTC).replace(microsecond=0),
+        owner=owner(),
+        fork_of=str(Address(record.name, manifest.name)),
+    )
+    definition = making.with_parts(site, clone, DomainXml.read(folder.definition))
+    making.make(site, clone, definition, disk=folder.layer(manifest.layer), keys_of=folder, new_host_key=new_host_key)
+    watch.lap("define")
+    frozen = DomainXml.read(snapshot.definition)
+    ram = RamFile(path=snapshot.ram, size=frozen.ram, shared=False)
+    live = making.with_parts(site, clone, frozen)
+    domain = launch.wake(site.hypervisor, live, ram, snapshot.device_state, limit=snapshots.STATE_LIMIT)
+    watch.lap("start")
+    identity = CloneIdentity(
+        host_name=clone.host_name,
+        machine_id=clone.machine_id,
+        mac_before=frozen.mac or "none",
+        mac=clone.mac,
+        next_address=frozen.user_network,
+    )
+    proof = life.prove(domain, own, new_token(), identity)
+    if proof.token != manifest.token:
+        raise SnapshotError(f"The guest of '{name}' runs, but it is not the snapshot '{clone.fork_of}'.")
+    if proof.identity != "yes":
+        raise GuestError(f"The guest of '{name}' did not take its own host name, machine-id and MAC address.")
+    attach(domain, clone, proof.address)
+    watch.lap("proof, repair and identity")
+    if new_host_key:
+        life.identify(domain, clone, own)
+        watch.lap("host key")
+    return Forked(name=name, phases=watch.phases)
