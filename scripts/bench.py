@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import shutil
 import statistics
@@ -35,6 +36,7 @@ from vmimagemanager.units import Size
 IMAGE = "debian-12"
 SMALL, LARGE = Size(512 << 20), Size(3 << 30)
 LIMIT = timedelta(minutes=2)
+PAGE = 4096
 PREFIX = "vmimbench"
 
 
@@ -129,6 +131,44 @@ class Bench:
         for one in (box, cold):
             one.undefine(force=True)
 
+    def snapshots(self) -> None:
+        box = self.manager.define(f"{PREFIX}-taken", BoxSettings(image=IMAGE, ram=SMALL))
+        booted, restored = [], []
+        for _ in self.progress("snapshot"):
+            box.reset()
+            box.up()
+            for pairs, touched in ((booted, 0), (restored, 150)):  # a guest that is up has touched 70 MiB itself
+                self.touch(box, touched)
+                taken = box.snapshot("taken")
+                if taken.engine != "live":
+                    raise SystemExit(f"The snapshot was {taken.engine}: nothing to measure.")
+                runs_on = sum(taken.phases.values()) - taken.phases["proof and repair"]
+                box.restore("taken")
+                domain = self.domain(box)
+                domain.end()
+                start = self.timed(self.paused_start(box))
+                box.restore("taken")
+                box.remove_snapshot("taken")
+                pairs.append((runs_on, start))
+        self.add("snapshot of a booted box until it runs on / plain paused start", 2.0, booted)
+        self.add("snapshot of a restored box, 220 MB touched, until it runs on / plain paused start", 4.0, restored)
+        box.undefine(force=True)
+
+    def forks(self) -> None:
+        box = self.snapshotted("forked", SMALL, touched_mib=128)
+        touched = touched_bytes(self.site.state.box(box.name).snapshot("clean").ram)
+        pairs, private = [], []
+        for _ in self.progress("fork"):
+            start = time.monotonic()
+            with box.fork("clean", count=8, overcommit=True) as clones:
+                above = time.monotonic() - start
+                private += [(private_bytes(self.domain(clone).definition(live=True).uuid), touched) for clone in clones]
+            below = self.timed(lambda: [box.restore("clean") for _ in range(8)])
+            pairs.append((above, below))
+        self.add("8 clones, all proven / 8 restores one after the other", 0.8, pairs)
+        self.add("memory private to a clone after its proof / memory touched in the snapshot (bytes)", 0.06, private)
+        box.undefine(force=True)
+
     def start_up(self) -> None:
         python = sys.executable
         pairs = [
@@ -160,13 +200,13 @@ class Bench:
     def bare_start(self, box: Box) -> float:
         """Destroy the running domain and start it paused as libvirt alone does; return both's seconds."""
         domain = self.domain(box)
+        start = self.paused_start(box)
+        return self.timed(lambda: (domain.end(), start()))
+
+    def paused_start(self, box: Box) -> Callable[[], object]:
+        """Return what starts the box paused, as libvirt alone does."""
         plain = DomainXml.read(self.site.state.box(box.name).definition)
-
-        def floor() -> None:
-            domain.end()
-            self.hypervisor.start(plain, paused=True)
-
-        return self.timed(floor)
+        return lambda: self.hypervisor.start(plain, paused=True)
 
     def revert(self, twin: Box) -> None:
         virsh(self.hypervisor.uri, "snapshot-revert", twin.name, "clean")
@@ -253,6 +293,8 @@ ROWS = {
     "floor": Bench.against_the_floor,
     "memory": Bench.memory_does_not_matter,
     "boot": Bench.against_a_boot,
+    "snapshots": Bench.snapshots,
+    "forks": Bench.forks,
     "start-up": Bench.start_up,
 }
 
@@ -299,6 +341,25 @@ def print_table(rows: list[Row]) -> None:
         verdict = "met" if row.met else "NOT MET"
         table.add_row(row.name, f"{row.at_most}", f"{row.median:.3f}", quartiles, str(row.pairs), *medians, verdict)
     Console(width=150).print(table)
+
+
+def touched_bytes(ram: Path) -> int:
+    """Return how much of a RAM file is not zero, in whole pages."""
+    empty = bytes(PAGE)
+    with ram.open("rb") as stream:
+        return sum(PAGE for page in iter(lambda: stream.read(PAGE), b"") if page != empty)
+
+
+def private_bytes(uuid: str) -> int:
+    """Return what the QEMU of a domain has written to of its RAM file's mapping (proc(5), smaps)."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"-uuid\0{uuid}\0".encode() in (folder / "cmdline").read_bytes():
+                parts = (folder / "smaps").read_text().split("VmFlags:")
+                mappings = [part for part in parts if re.search(r"/snapshots/[^/\n]+/ram\n", part)]
+                numbers = [int(kib) for part in mappings for kib in re.findall(r"Private_Dirty:\s+(\d+) kB", part)]
+                return sum(numbers) << 10
+    raise SystemExit(f"No QEMU runs the domain {uuid}.")
 
 
 def virsh(uri: str, *words: str) -> None:

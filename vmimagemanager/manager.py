@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -120,15 +121,19 @@ class Manager:
         return self._box(name, lease)
 
     def claim(self, candidates: Iterable[str] | None = None, *, wait: timedelta | None = None) -> Box:
-        """Lease any box that is neither leased nor held, of ``candidates`` or of all; a context manager.
+        """Lease any box that is neither leased nor held, of ``candidates`` or of all but clones; a context manager.
 
         Raises LeaseError when none became free within ``wait``.
         """
+        from vmimagemanager.boxes.fork import is_clone
+
         chosen = None if candidates is None else tuple(candidates)
+        clone = cache(lambda name: is_clone(self.site, name))
         for name in chosen or ():
             self.site.require(names.box_name(name))
         lease = self._leases.claim(
-            lambda: self.boxes() if chosen is None else chosen, self.wait if wait is None else wait
+            lambda: (name for name in self.boxes() if not clone(name)) if chosen is None else chosen,
+            self.wait if wait is None else wait,
         )
         return self._box(lease.box, lease)
 

@@ -99,6 +99,8 @@ def test_what_clones_stand_on_cannot_be_removed_and_they_are_named(box: Box, man
     assert raised.value.hint == f"vmimagemanager undefine --force {box.name}-1 {box.name}-2"
     with pytest.raises(BoxError, match=names):
         box.undefine(force=True)
+    with manager.lease(box.name), pytest.raises(LeaseError, match="No box became free"):
+        manager.claim(wait=timedelta(0))  # a clone is there for those who made it
     assert box.up().system
     manager.box(fork[0].name).undefine(force=True)
     with box.fork("clean", count=1) as (clone,):

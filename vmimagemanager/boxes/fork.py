@@ -92,14 +92,15 @@ def clones_of(site: Site, box: str, snapshot: str | None = None) -> tuple[str, .
     """Return the names of the clones of a box, or of one of its snapshots."""
     found = []
     for name in site.state.box_names():
-        try:
-            of = BoxRecord.read(site.state.box(name)).fork_of
-        except StateError:  # it is told by whatever needs that box
-            continue
-        parent, _, taken = of.partition("@")
+        parent, _, taken = _fork_of(site, name).partition("@")
         if parent == box and snapshot in (None, taken):
             found.append(name)
     return tuple(found)
+
+
+def is_clone(site: Site, name: str) -> bool:
+    """Tell whether a box was made by a fork."""
+    return _fork_of(site, name) != ""
 
 
 def refuse_clones(site: Site, box: str, snapshot: str | None = None) -> None:
@@ -117,6 +118,13 @@ def in_parallel(deed: Callable[[Item], Result], items: Iterable[Item]) -> Iterab
     """Do a deed to all items, some at once, to the end of all of them; then raise the first error, if there was one."""
     with ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1)) as pool:
         return [future.result() for future in [pool.submit(deed, item) for item in items]]
+
+
+def _fork_of(site: Site, name: str) -> str:
+    try:
+        return BoxRecord.read(site.state.box(name)).fork_of
+    except StateError:  # it is damaged, or was just removed: told by whatever needs that box
+        return ""
 
 
 def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, new_host_key: bool) -> Forked:

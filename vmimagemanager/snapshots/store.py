@@ -130,12 +130,10 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
     watch.lap("disk")
     if domain is not None:
         engine.finish(domain)
+        watch.lap("end")
     layers.put_in_place(successor, folder)
     if domain is not None:
-        continued = engine.bring_back(subject, folder.snapshot(name))
-        if engine.kind is not Engine.DISK:
-            _prove(subject, continued, token, name)
-        watch.lap("continue")
+        _go_on(subject, engine, name, token=token, watch=watch)
     return Taken(name=name, engine=engine.kind, why_not=reasons, phases=watch.phases)
 
 
@@ -245,6 +243,15 @@ def _engine_took(
         detail="\n".join(reasons),
         hint="The setting 'engines' says which may be used.",
     )
+
+
+def _go_on(subject: Subject, engine: SnapshotEngine, name: str, *, token: str, watch: Stopwatch) -> None:
+    """Bring the guest of a snapshot that was just taken back from it."""
+    domain = engine.bring_back(subject, subject.folder.snapshot(name))
+    watch.lap("start")
+    if engine.kind is not Engine.DISK:
+        _prove(subject, domain, token, name)
+        watch.lap("proof and repair")
 
 
 def _prove(subject: Subject, domain: Domain, token: str, name: str, *, next_token: str | None = None) -> GuestProof:
