@@ -22,7 +22,6 @@ from vmimagemanager.errors import (
     GuestPanicError,
     GuestUnreachableError,
     HostKeyError,
-    HypervisorError,
     HypervisorUnreachableError,
     ImageError,
     SpaceError,
@@ -131,7 +130,7 @@ def test_a_damaged_overlay_is_told_and_snapshots_survive_it(box: Box, folder: Bo
     box.kill()
     with folder.overlay.open("r+b") as stream:
         stream.write(bytes(512))
-    with pytest.raises((HypervisorError, ImageError), match=r"overlay\.qcow2|qcow2 format"):
+    with pytest.raises(ImageError, match=r"overlay\.qcow2' is damaged"):
         box.up()
     with pytest.raises(ImageError, match=r"overlay\.qcow2' is damaged"):
         box.snapshot("damaged")

@@ -7,14 +7,14 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from vmimagemanager import keys, snapshots
+from vmimagemanager import disks, keys, snapshots
 from vmimagemanager.boxes.define import ensure_defined
 from vmimagemanager.boxes.reach import HOST, LOGIN, agent, attach, check_alive, console_tail, host_key
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.deadline import Deadline, Stopwatch
 from vmimagemanager.durable import translate_os_errors
-from vmimagemanager.errors import BoxError, DeadlineError, HypervisorError
+from vmimagemanager.errors import BoxError, DeadlineError, HypervisorError, ImageError
 from vmimagemanager.guest.agent import Agent
 from vmimagemanager.guest.identity import Identity, give_identity
 from vmimagemanager.guest.readiness import Readiness, wait_until_ready
@@ -153,6 +153,11 @@ def subject(site: Site, record: BoxRecord) -> snapshots.Subject:
 
 def _boot(site: Site, record: BoxRecord, folder: BoxFolder) -> Domain:
     definition = ensure_defined(site, record)
+    if disks.detect_format(folder.overlay) is None:
+        raise ImageError(
+            f"The disk '{folder.overlay}' is damaged: it is not a qcow2 image any more.",
+            hint=f"Restore a snapshot of the box, or start from its image: vmimagemanager reset {record.name}",
+        )
     with translate_os_errors("remove", folder.console_log):
         folder.console_log.unlink(missing_ok=True)
     ram = None

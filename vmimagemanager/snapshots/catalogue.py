@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vmimagemanager import disks
 from vmimagemanager.durable import translate_os_errors
-from vmimagemanager.errors import SnapshotError
+from vmimagemanager.errors import ImageError, SnapshotError
 from vmimagemanager.snapshots import layers
 from vmimagemanager.snapshots.manifest import Manifest
 from vmimagemanager.state import BoxFolder, SnapshotFolder
@@ -63,8 +63,8 @@ def tree(folder: BoxFolder) -> tuple[Snapshot, ...]:
     """Return a box's snapshots, each before those that stand on it, and those of one parent by their age."""
     manifests = listing(folder)
     by_layer = {folder.layer(manifest.layer): manifest.name for manifest in manifests}
-    chains = {manifest.name: disks.chain(folder.layer(manifest.layer)) for manifest in manifests}
-    users = Counter(link for chain in (*chains.values(), disks.chain(folder.overlay)) for link in chain)
+    chains = {manifest.name: _chain(folder.layer(manifest.layer)) for manifest in manifests}
+    users = Counter(link for chain in (*chains.values(), _chain(folder.overlay)) for link in chain)
     children: dict[str, list[Snapshot]] = {}
     for manifest in manifests:
         layer, *below = chains[manifest.name]
@@ -95,10 +95,17 @@ def sweep(folder: BoxFolder) -> None:
     layers.remove_unused(folder, [manifest.layer for manifest in listing(folder)])
 
 
+def _chain(top: Path) -> tuple[Path, ...]:
+    try:
+        return disks.chain(top)
+    except ImageError:  # a damaged disk is told by whatever needs it
+        return (top,)
+
+
 def _taken(snapshot: SnapshotFolder) -> int:
     return sum(_occupied(file) for file in snapshot.path.iterdir())
 
 
 def _occupied(path: Path) -> int:
     with translate_os_errors("look at", path):
-        return path.stat().st_blocks * 512
+        return path.stat().st_blocks * 512 if path.exists() else 0
