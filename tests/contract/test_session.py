@@ -281,7 +281,11 @@ class Guest(paramiko.ServerInterface):
 
     def _serve(self, channel: paramiko.Channel, line: str) -> None:
         pipe = subprocess.PIPE
-        with channel, subprocess.Popen(["sh", "-c", line], 0, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        with (
+            suppress(OSError, EOFError),  # of a channel that is closed when its client is gone already
+            channel,
+            subprocess.Popen(["sh", "-c", line], 0, stdin=pipe, stdout=pipe, stderr=pipe) as process,
+        ):
             assert process.stdin is not None
             assert process.stdout is not None
             assert process.stderr is not None
@@ -314,8 +318,7 @@ def _pump(source: IO[bytes], send: Callable[[bytes], None]) -> None:
     with suppress(OSError, EOFError):
         while chunk := os.read(source.fileno(), 1 << 16):
             send(chunk)
-    while os.read(source.fileno(), 1 << 16):  # nobody listens any more
-        continue
+    source.close()  # where nobody listens any more, the program hears of it as from sshd
 
 
 def _feed(channel: paramiko.Channel, target: IO[bytes], ended: threading.Event) -> None:
