@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from vmimagemanager import Box, Manager
+from vmimagemanager.boxes import fork
 from vmimagemanager.config import Engine
 from vmimagemanager.deadline import Deadline
 from vmimagemanager.errors import BoxError, LeaseError, SnapshotError, SpaceError, UsageError
@@ -89,10 +91,10 @@ def test_a_clones_address_stays_and_its_snapshots_are_reached_again(box: Box, sa
 
 
 def test_what_clones_stand_on_cannot_be_removed_and_they_are_named(box: Box, manager: Manager) -> None:
-    fork = box.fork("clean", count=2)
+    clones = box.fork("clean", count=2)
     with pytest.raises(LeaseError):
-        manager.lease(fork[0].name, wait=timedelta(0))
-    fork.release()
+        manager.lease(clones[0].name, wait=timedelta(0))
+    clones.release()
     names = f"{box.name}-1, {box.name}-2 stand on it"
     with pytest.raises(BoxError, match=names) as raised:
         box.remove_snapshot("clean")
@@ -102,10 +104,10 @@ def test_what_clones_stand_on_cannot_be_removed_and_they_are_named(box: Box, man
     with manager.lease(box.name), pytest.raises(LeaseError, match="No box became free"):
         manager.claim(wait=timedelta(0))  # a clone is there for those who made it
     assert box.up().system
-    manager.box(fork[0].name).undefine(force=True)
+    manager.box(clones[0].name).undefine(force=True)
     with box.fork("clean", count=1) as (clone,):
         assert clone.name == f"{box.name}-1"  # the first number that is free
-    fork.remove()
+    clones.remove()
     assert [one.name for one in box.snapshots()] == ["clean"]
 
 
@@ -124,6 +126,14 @@ def test_a_fork_that_cannot_be_is_refused_and_leaves_nothing(
         with box.fork("clean", count=2, overcommit=True) as clones:
             assert len(clones) == 2
     assert manager.boxes() == before
+
+
+def test_a_box_on_a_libvirt_network_is_not_forked_into_many_with_one_address(box: Box, manager: Manager) -> None:
+    record = manager.site.record(box.name)
+    shared = replace(record, settings=replace(record.settings, network="libvirt:default"))
+    with pytest.raises(BoxError, match="would all have its address in the network 'libvirt:default'"):
+        fork.forkable(manager.site, shared, "clean")
+    assert fork.forkable(manager.site, record, "clean").name == "clean"
 
 
 def test_a_snapshot_without_memory_is_not_forked_and_the_message_says_why(box: Box) -> None:

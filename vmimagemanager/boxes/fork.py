@@ -55,7 +55,13 @@ def require_memory(count: int, ram: Size) -> None:
 
 
 def forkable(site: Site, record: BoxRecord, snapshot: str) -> Manifest:
-    """Return a snapshot that can be forked; raise SnapshotError that says why one cannot."""
+    """Return a snapshot that can be forked; raise SnapshotError, or BoxError, that says why one cannot."""
+    if record.settings.network.startswith("libvirt:"):
+        raise BoxError(
+            f"The box '{record.name}' cannot be forked: its clones would all have its address in the network "
+            f"'{record.settings.network}'.",
+            hint="Define a box with a network of its own (--network user), or with none.",
+        )
     manifest = snapshots.find(site.state.box(record.name), snapshot)
     if manifest.engine is not Engine.LIVE:
         address = Address(record.name, snapshot)

@@ -72,6 +72,7 @@ def document(status: Status) -> dict[str, Any]:
         "image": status.image or None,
         "snapshot": status.snapshot or None,
         "adopted": status.adopted,
+        "fork_of": status.fork_of or None,
         "created": status.created.isoformat(),
         "owner": status.owner,
         "free": status.leased_by is None and status.held_by is None,
