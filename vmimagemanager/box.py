@@ -183,8 +183,8 @@ class Box:
         """Make ``count`` running clones of a live snapshot, which share its memory until they write to it.
 
         They are boxes of their own, named ``prefix`` (by default the box's name and a dash) and the first numbers that
-        are free, with a MAC address, host name, machine-id, generation id and SSH port of their own, leased by this
-        process.  The result is a context manager that removes them all.
+        are free, with a host name, machine-id, generation id and SSH port of their own, leased by this process.  The
+        result is a context manager that removes them all.
 
         Raises SnapshotError for a snapshot that is not a live one, SpaceError when they could exceed the host's memory
         (unless ``overcommit``), BoxError and GuestError; no clone is left then.

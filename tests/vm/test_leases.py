@@ -185,7 +185,9 @@ def test_fifty_processes_that_claim_from_five_boxes_never_share_one(
             assert leave == f"leave {enter.removeprefix('enter ')}", f"two were in {journal.name} at once"
             turns += 1
     assert turns == CLAIMANTS * TURNS
-    assert {journal.name for journal in tmp_path.iterdir()} == set(names)
+    used = {journal.name for journal in tmp_path.iterdir()}
+    assert used <= set(names)
+    assert len(used) > 1  # a busy host may start the claimants so slowly that some boxes are never needed
 
 
 def test_a_claim_passes_over_leased_and_held_boxes_and_gives_up_at_its_limit(

@@ -78,7 +78,7 @@ def fork(
 ) -> tuple[Forked, ...]:
     """Make a running, proven clone of a live snapshot under each of ``names``; on failure none of them is left.
 
-    Each has a MAC address, a host name, a machine-id and a generation id of its own.  It is opened by the box's key,
+    Each has a host name, a machine-id and a generation id of its own.  It is opened by the box's key,
     and known by the box's host key, or by a new one, which takes its SSH server some seconds under emulation.  Raises
     BoxError when there is a box of such a name, SnapshotError when a guest that came up is not the snapshot.
     """
@@ -141,7 +141,6 @@ def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, new_
         record,
         name=name,
         uuid=str(uuid.uuid4()),
-        mac=making.new_mac(),
         adopted=False,
         created=datetime.now(UTC).replace(microsecond=0),
         owner=owner(),
@@ -158,9 +157,11 @@ def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, new_
     identity = CloneIdentity(
         host_name=clone.host_name,
         machine_id=clone.machine_id,
-        mac_before=frozen.mac or "none",
+        # A user-mode network is each clone's own.  With a new MAC address the guest's DHCP client would ask for a new
+        # address, and once, on a busy host, was not reached by SSH any more.
+        mac_before="none",
         mac=clone.mac,
-        next_address=frozen.user_network,
+        next_address=False,
     )
     proof = life.prove(domain, own, new_token(), identity)
     if proof.token != manifest.token:

@@ -24,8 +24,8 @@ def fork(
 ) -> None:
     """Make running clones of a live snapshot, which share its memory.
 
-    Each is proven to be the snapshot, and a box of its own, with its own name, MAC address, host name, machine-id,
-    generation id and SSH port. It runs until it is undefined; until then, the snapshot and its box cannot be removed.
+    Each is proven to be the snapshot, and a box of its own, with its own name, host name, machine-id, generation id and
+    SSH port. It runs until it is undefined; until then, the snapshot and its box cannot be removed.
     """
     from vmimagemanager.report import forks as report
 
