@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, overload
+from typing import TYPE_CHECKING, BinaryIO
 
 from vmimagemanager import names
 from vmimagemanager.config import BoxSettings, Moment
@@ -16,12 +16,12 @@ from vmimagemanager.leases import Hold, Lease, Leases, owner
 
 if TYPE_CHECKING:
     from vmimagemanager.boxes.define import Changed
-    from vmimagemanager.boxes.fork import Forked
     from vmimagemanager.boxes.life import Down, Up
     from vmimagemanager.boxes.operations import Entry, Operation
     from vmimagemanager.boxes.record import BoxRecord
     from vmimagemanager.boxes.site import Site
     from vmimagemanager.boxes.status import Status
+    from vmimagemanager.forks import Fork
     from vmimagemanager.guest.result import Result
     from vmimagemanager.guest.session import Session
     from vmimagemanager.hypervisor.domain import Domain
@@ -179,7 +179,7 @@ class Box:
         prefix: str | None = None,
         new_host_keys: bool = False,
         overcommit: bool = False,
-    ) -> Fork:
+    ) -> Fork[Box]:
         """Make ``count`` running clones of a live snapshot, which share its memory until they write to it.
 
         They are boxes of their own, named ``prefix`` (by default the box's name and a dash) and the first numbers that
@@ -190,6 +190,7 @@ class Box:
         (unless ``overcommit``), BoxError and GuestError; no clone is left then.
         """
         from vmimagemanager.boxes import fork
+        from vmimagemanager.forks import Fork
 
         names.snapshot_name(name)
         if count < 1:
@@ -208,7 +209,7 @@ class Box:
                     lease.release()
                 raise
         boxes = [Box(self._site, lease.box, lease=lease, wait=self._wait, hooks=self.hooks) for lease in leases]
-        return Fork(self._site, boxes, forked)
+        return Fork(boxes, forked)
 
     # -- its guest -------------------------------------------------------------------------------------------------
 
@@ -280,31 +281,10 @@ class Box:
 
     def ssh_command(self) -> tuple[str, ...]:
         """Return the words that run OpenSSH's client on this box, with its key, host key, address and user."""
-        from vmimagemanager import keys
         from vmimagemanager.boxes import reach
 
         record = self._record()
-        folder = self._site.state.box(self.name)
-        access = reach.access(reach.running_domain(self._site, record), record, folder)
-        options = {
-            "UserKnownHostsFile": str(folder.keys / "known_hosts"),
-            "HostKeyAlias": keys.host_alias(self.name),
-            "StrictHostKeyChecking": "yes",
-            "IdentitiesOnly": "yes",
-            "LogLevel": "ERROR",
-        }
-        words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-        return (
-            "ssh",
-            "-F",
-            "none",
-            "-i",
-            str(access.key),
-            *words,
-            "-p",
-            str(access.port),
-            f"{access.user}@{access.host}",
-        )
+        return reach.ssh_command(reach.running_domain(self._site, record), record, self._site.state.box(self.name))
 
     def console_command(self) -> tuple[str, ...]:
         """Return the words that connect a terminal to the guest's serial console."""
@@ -431,50 +411,3 @@ class Box:
 
         if self.hooks:
             run_hooks(self._site, record, moment, self._site.domain(self.name))
-
-
-class Fork(Sequence[Box]):
-    """The clones of one fork, leased by this process; a context manager that removes them all.
-
-    ``made`` tells of each how long its phases took.
-    """
-
-    def __init__(self, site: Site, boxes: Sequence[Box], made: Sequence[Forked]) -> None:
-        self._site = site
-        self._boxes = tuple(boxes)
-        self.made = tuple(made)
-
-    @overload
-    def __getitem__(self, index: int) -> Box: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Box]: ...
-    def __getitem__(self, index: int | slice) -> Box | Sequence[Box]:
-        return self._boxes[index]
-
-    def __len__(self) -> int:
-        return len(self._boxes)
-
-    def __iter__(self) -> Iterator[Box]:
-        return iter(self._boxes)
-
-    def release(self) -> None:
-        """Leave the clones to whoever comes: they go on running, as boxes of their own."""
-        for box in self._boxes:
-            box.release()
-
-    def remove(self) -> None:
-        """Remove the clones with their disks and memory, those that are there still."""
-        from vmimagemanager.boxes import fork
-
-        for box in self._boxes:
-            box.disconnect()
-        fork.remove(self._site, [box.name for box in self._boxes if box.name in self._site.state.box_names()])
-        self.release()
-
-    def __enter__(self) -> Fork:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()

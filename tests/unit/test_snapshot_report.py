@@ -25,7 +25,6 @@ def snapshot(name: str, parent: str = "", *, age: timedelta = timedelta(0)) -> S
         boot_id="",
         ram=Size(512 << 20),
         machine="pc-q35-7.2",
-        address="",
         libvirt="9.0.0",
         qemu="7.2.0",
         why_not=(),

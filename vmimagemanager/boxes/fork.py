@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +28,6 @@ from vmimagemanager.names import Address
 from vmimagemanager.snapshots import Manifest
 from vmimagemanager.units import Size
 
-_log = logging.getLogger(__name__)
 _OF_QEMU = Size(160 << 20)  # its own memory, and its translations under emulation
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,9 +76,11 @@ def fork(
 ) -> tuple[Forked, ...]:
     """Make a running, proven clone of a live snapshot under each of ``names``; on failure none of them is left.
 
-    Each has a host name, a machine-id and a generation id of its own.  It is opened by the box's key,
-    and known by the box's host key, or by a new one, which takes its SSH server some seconds under emulation.  Raises
-    BoxError when there is a box of such a name, SnapshotError when a guest that came up is not the snapshot.
+    Each has a host name, a machine-id and a generation id of its own, and in its own network the snapshot's MAC
+    address: with a new one its DHCP client would ask for another address.  It is opened by the box's key, and known
+    by the box's host key, or by a new one, which takes its SSH server some seconds under emulation.
+
+    Raises BoxError when there is a box of such a name, SnapshotError when a guest that came up is not the snapshot.
     """
     try:
         return tuple(in_parallel(lambda name: _clone(site, record, manifest, name, new_host_key=new_host_keys), names))
@@ -153,22 +153,14 @@ def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, new_
     ram = RamFile(path=snapshot.ram, size=frozen.ram, shared=False)
     live = making.with_parts(site, clone, frozen)
     domain = launch.wake(site.hypervisor, live, ram, snapshot.device_state, limit=snapshots.STATE_LIMIT)
+    attach(domain, clone)
     watch.lap("start")
-    identity = CloneIdentity(
-        host_name=clone.host_name,
-        machine_id=clone.machine_id,
-        # A user-mode network is each clone's own.  With a new MAC address the guest's DHCP client would ask for a new
-        # address, and once, on a busy host, was not reached by SSH any more.
-        mac_before="none",
-        mac=clone.mac,
-        next_address=False,
-    )
+    identity = CloneIdentity(host_name=clone.host_name, machine_id=clone.machine_id)
     proof = life.prove(domain, own, new_token(), identity)
     if proof.token != manifest.token:
         raise SnapshotError(f"The guest of '{name}' runs, but it is not the snapshot '{clone.fork_of}'.")
     if proof.identity != "yes":
-        raise GuestError(f"The guest of '{name}' did not take its own host name, machine-id and MAC address.")
-    attach(domain, clone, proof.address)
+        raise GuestError(f"The guest of '{name}' did not take its own host name and machine-id.")
     watch.lap("proof, repair and identity")
     if new_host_key:
         life.identify(domain, clone, own)

@@ -147,7 +147,7 @@ def subject(site: Site, record: BoxRecord) -> snapshots.Subject:
         plant=plant,
         boot=boot,
         shut_down=shut_down,
-        attach=lambda domain, address: attach(domain, record, address),
+        attach=lambda domain: attach(domain, record),
     )
 
 

@@ -105,15 +105,26 @@ def access(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Access:
     )
 
 
-def attach(domain: Domain, record: BoxRecord, address: str = "") -> int | None:
-    """Forward a port of 127.0.0.1 to a user-mode network's guest; return it, or None for another network.
+def ssh_command(domain: Domain, record: BoxRecord, folder: BoxFolder) -> tuple[str, ...]:
+    """Return the words that run OpenSSH's client on the guest, with the box's key and host key."""
+    to = access(domain, record, folder)
+    options = {
+        "UserKnownHostsFile": str(folder.keys / "known_hosts"),
+        "HostKeyAlias": keys.host_alias(record.name),
+        "StrictHostKeyChecking": "yes",
+        "IdentitiesOnly": "yes",
+        "LogLevel": "ERROR",
+    }
+    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    return ("ssh", "-F", "none", "-i", str(to.key), *words, "-p", str(to.port), f"{to.user}@{to.host}")
 
-    ``address`` is the guest's in that network, by default the first one that it gives.
-    """
+
+def attach(domain: Domain, record: BoxRecord) -> int | None:
+    """Forward a port of 127.0.0.1 to a user-mode network's guest; return it, or None for another network."""
     if record.settings.network != "user":
         return None
     device = domain.definition(live=True).user_network_device
-    return None if device is None else domain.monitor.forward_ssh(device, record.ssh_port, address=address)
+    return None if device is None else domain.monitor.forward_ssh(device, record.ssh_port)
 
 
 def host_key(folder: BoxFolder) -> str:

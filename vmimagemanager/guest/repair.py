@@ -30,21 +30,19 @@ _log = logging.getLogger(__name__)
 TOKEN_FILE = "/run/vmimagemanager-token"  # noqa: S105
 _SEED = 64
 _RESEED = 0x5207  # RNDRESEEDCRNG in linux/random.h
-_SIOCGIFADDR, _SIOCSIFADDR = 0x8915, 0x8916  # linux/sockios.h
-_SIOCGIFNETMASK, _SIOCSIFNETMASK, _SIOCSIFHWADDR = 0x891B, 0x891C, 0x8924
 _SIGIO = 29  # asm-generic/signal.h; perl-base's POSIX does not know it
 _CLOCK_SETTIME = {"x86_64": 227, "aarch64": 112, "riscv64": 112}  # asm/unistd_64.h, asm-generic/unistd.h
 _WAITER_LIMIT = timedelta(seconds=3)  # for a process that runs already and needs milliseconds
 _GRACE = timedelta(seconds=0.2)  # for a guest that was just resumed to say that its end of the channel is open
 
 # Argument: the name of the waiter's channel.  Standard input and each line on the channel: the token to leave behind,
-# the time since the epoch, the number of the system call clock_settime, and the seed in hexadecimal digits; for a clone
-# also its host name, its machine-id, and the MAC address that it has and the one that it is to have.  A second
-# process (date, uname) would cost as much again under emulation.  The channel's device has one user at a time: opening
-# it fails where a waiter is there already.  A read returns nothing while the host is not connected, and SIGIO says when
-# that changes; it is blocked but while it is waited for, so that none gets lost.  A write waits for the host: the guest
-# may hear of its line before it hears that it is connected.  So an answer may come when nobody waits for it any more:
-# each begins with the token that it is the answer to, and the file keeps the token before, for who asks once more.
+# the time since the epoch, the number of the system call clock_settime, and the seed in hexadecimal digits; for a
+# clone also its host name and its machine-id.  A second process (date, uname) would cost as much again under
+# emulation.  The channel's device has one user at a time: opening it fails where a waiter is there already.  A read
+# returns nothing while the host is not connected, and SIGIO says when that changes; it is blocked but while it is
+# waited for, so that none gets lost.  A write waits for the host: the guest may hear of its line before it hears that
+# it is connected.  So an answer may come when nobody waits for it any more: each begins with the token that it is the
+# answer to, and the file keeps the token before, for who asks once more.
 _PERL = f"""
 use Fcntl;
 use POSIX ();
@@ -55,26 +53,9 @@ sub spill {{
     return print($file "$_[1]\\n") && close($file);
 }}
 sub become {{
-    my ($host_name, $machine_id, $old, $new, $next_address) = @_;
+    my ($host_name, $machine_id) = @_;
     my $done = spill("/proc/sys/kernel/hostname", $host_name) && spill("/etc/hostname", $host_name);
-    $done &&= spill("/etc/machine-id", $machine_id);
-    socket(my $socket, 2, 2, 0) or return ("no", "-");  # AF_INET, SOCK_DGRAM
-    my $address = "-";
-    for my $path (grep {{ slurp($_) eq $old }} glob("/sys/class/net/*/address")) {{
-        my $name = (split /\\//, $path)[4];
-        my $request = pack("a16 S a14", $name, 1, pack("H*", $new =~ s/://gr));  # ARPHRD_ETHER
-        $done &&= ioctl($socket, {_SIOCSIFHWADDR}, $request);
-        my ($own, $mask) = (pack("a16 x24", $name)) x 2;
-        next unless $next_address && ioctl($socket, {_SIOCGIFADDR}, $own) && ioctl($socket, {_SIOCGIFNETMASK}, $mask);
-        my @bytes = unpack("x20 C4", $own);
-        $bytes[3]++;
-        $address = join(".", @bytes);
-        my $alias = pack("a16 S n C4 x16", "$name:1", 2, 0, @bytes);
-        $done &&= ioctl($socket, {_SIOCSIFADDR}, $alias);
-        my $masked = pack("a16 S n C4 x16", "$name:1", 2, 0, unpack("x20 C4", $mask));
-        $done &&= ioctl($socket, {_SIOCSIFNETMASK}, $masked);
-    }}
-    return ($done ? "yes" : "no", $address);
+    return $done && spill("/etc/machine-id", $machine_id) ? "yes" : "no";
 }}
 sub repaired {{
     my ($next, $now, $clock_settime, $seed, @identity) = split / /, $_[0];
@@ -90,8 +71,8 @@ sub repaired {{
     umask 077;
     if (open(my $file, ">", "{TOKEN_FILE}")) {{ print $file "$next $token\\n"; close $file; }}
     my $boot = slurp("/proc/sys/kernel/random/boot_id");
-    my ($identity, $address) = @identity ? become(@identity) : ("kept", "-");
-    return "$next $token $boot clock=$clock random=$reseeded identity=$identity address=$address\\n";
+    my $identity = @identity ? become(@identity) : "kept";
+    return "$next $token $boot clock=$clock random=$reseeded identity=$identity\\n";
 }}
 chomp(my $line = <STDIN>);
 print repaired($line);
@@ -121,27 +102,15 @@ while (1) {{
 }}
 """
 _SHELL = f"""
-read -r next now number seed host_name machine_id old new next_address
+read -r next now number seed host_name machine_id
 clock=no
 identity=kept
-address=-
 become() {{
     printf '%s\\n' "$host_name" > /proc/sys/kernel/hostname || return
     printf '%s\\n' "$host_name" > /etc/hostname || return
-    printf '%s\\n' "$machine_id" > /etc/machine-id || return
-    for file in /sys/class/net/*/address; do
-        [ "$(cat "$file")" = "$old" ] || continue
-        interface=${{file#/sys/class/net/}}
-        interface=${{interface%/address}}
-        ip link set dev "$interface" address "$new" || return
-        own=$(ip -4 -o address show dev "$interface" | sed -n '1s/.* inet \\([0-9./]*\\) .*/\\1/p')
-        [ -n "$next_address" ] && [ -n "$own" ] || continue
-        address=${{own%/*}}
-        address=${{address%.*}}.$((${{address##*.}} + 1))
-        ip address add "$address/${{own#*/}}" dev "$interface" || return
-    done
+    printf '%s\\n' "$machine_id" > /etc/machine-id
 }}
-if [ -n "$new" ]; then
+if [ -n "$machine_id" ]; then
     identity=no
     become >&2 && identity=yes
 fi
@@ -151,36 +120,23 @@ read -r token before 2>/dev/null < {TOKEN_FILE} || token=none
 [ "$token" != "$next" ] || token=$before
 umask 077
 printf '%s %s\\n' "$next" "$token" > {TOKEN_FILE}
-echo "$next $token $(cat /proc/sys/kernel/random/boot_id) clock=$clock random=no identity=$identity address=$address"
+echo "$next $token $(cat /proc/sys/kernel/random/boot_id) clock=$clock random=no identity=$identity"
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloneIdentity:
-    """What a clone gets of its own: host name, machine-id, and a MAC address in the place of the snapshot's.
-
-    With ``next_address`` its interface gets the IPv4 address after its own one, too: that which the DHCP server of a
-    user-mode network, which has given the other one to the other MAC address, will give to this one.
-    """
+    """What a clone gets of its own: host name and machine-id."""
 
     host_name: str
     machine_id: str
-    mac_before: str
-    mac: str
-    next_address: bool
-
-    @property
-    def words(self) -> str:
-        words = f"{self.host_name} {self.machine_id} {self.mac_before} {self.mac}"
-        return f"{words} next-address" if self.next_address else words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
     """What a guest said after a restore: its token and boot id, and what of the repair succeeded.
 
-    ``identity`` is ``kept``, or whether the clone took what it was given: ``yes`` or ``no``; ``address`` is the IPv4
-    address that it was given, or empty.
+    ``identity`` is ``kept``, or whether the clone took what it was given: ``yes`` or ``no``.
     """
 
     token: str
@@ -188,7 +144,6 @@ class Proof:
     clock_set: bool
     random_reseeded: bool
     identity: str
-    address: str
     seconds: float
 
 
@@ -232,7 +187,7 @@ def plant_and_repair(
 
     def line() -> str:
         words = f"{token} {_now()} {_CLOCK_SETTIME.get(architecture, 0)} {os.urandom(_SEED).hex()}"
-        return words if identity is None else f"{words} {identity.words}"
+        return words if identity is None else f"{words} {identity.host_name} {identity.machine_id}"
 
     def run(argv: list[str]) -> str:
         result = agent().run(argv, stdin=f"{line()}\n".encode(), limit=limit, check=check)
@@ -277,7 +232,6 @@ def _proof(answer: str, token: str, seconds: float) -> Proof:
         clock_set=told.get("clock") == "yes",
         random_reseeded=told.get("random") == "yes",
         identity=told.get("identity", "kept"),
-        address=told.get("address", "").strip("-"),
         seconds=seconds,
     )
 

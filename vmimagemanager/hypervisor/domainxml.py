@@ -232,10 +232,6 @@ class DomainXml:
         return None
 
     @property
-    def user_network(self) -> bool:
-        return self._root.find("devices/interface[@type='user']") is not None
-
-    @property
     def user_network_device(self) -> str | None:
         """Return QEMU's name of the first user-mode network of a running domain, or None."""
         alias = self._root.find("devices/interface[@type='user']/alias")

@@ -16,7 +16,7 @@ import libvirt_qemu
 from vmimagemanager.errors import HypervisorError
 from vmimagemanager.hypervisor.translate import translated
 
-_FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)\s+(\S+)\s+22\b")
+_FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
 
 
 class Monitor:
@@ -57,14 +57,13 @@ class Monitor:
 
     # -- port forwards of user-mode networks ---------------------------------------------------------------------------
 
-    def forward_ssh(self, netdev: str, preferred: int, *, address: str = "") -> int:
+    def forward_ssh(self, netdev: str, preferred: int) -> int:
         """Forward a port of 127.0.0.1 to the guest's port 22 and return it.
 
-        ``address`` is the guest's own, by default the first one that its network gives.  ``preferred`` is tried first;
-        when it is taken the kernel chooses, so two processes never collide.
+        ``preferred`` is tried first; when it is taken the kernel chooses, so two processes never collide.
         """
         for port in (preferred, 0) if preferred else (0,):
-            if not self.human(f"hostfwd_add {netdev} tcp:127.0.0.1:{port}-{address}:22").strip():
+            if not self.human(f"hostfwd_add {netdev} tcp:127.0.0.1:{port}-:22").strip():
                 break
         forwarded = self.forwarded_ssh()
         if forwarded is None:
@@ -75,11 +74,6 @@ class Monitor:
         """Return the port of 127.0.0.1 that leads to the guest's port 22, or None."""
         match = _FORWARD.search(self.human("info usernet"))
         return int(match[1]) if match else None
-
-    def forwarded_address(self) -> str:
-        """Return the guest's address in its user-mode network to which its SSH is forwarded, or an empty text."""
-        match = _FORWARD.search(self.human("info usernet"))
-        return match[2] if match else ""
 
 
 def _result(name: str, answer: str) -> Any:

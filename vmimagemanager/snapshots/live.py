@@ -16,7 +16,6 @@ from vmimagemanager.hypervisor.devicestate import PrivateRam
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.ramfile import RamFile
-from vmimagemanager.snapshots.manifest import Manifest
 from vmimagemanager.snapshots.subject import STATE_LIMIT, Subject
 from vmimagemanager.state import SnapshotFolder
 
@@ -59,5 +58,5 @@ class LiveEngine:
         ram = RamFile(path=snapshot.ram, size=definition.ram, shared=False)
         subject.folder.ram.unlink(missing_ok=True)
         domain = launch.wake(subject.hypervisor, definition, ram, snapshot.device_state, limit=STATE_LIMIT)
-        subject.attach(domain, Manifest.read(snapshot).address)
+        subject.attach(domain)
         return domain

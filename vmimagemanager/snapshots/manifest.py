@@ -18,8 +18,8 @@ FORMAT = 1
 class Manifest:
     """One snapshot.
 
-    ``token`` is the value that the guest kept in its memory, ``address`` its own in a user-mode network (or empty);
-    ``layer`` names the frozen disk, and ``why_not`` says why no better engine was used.
+    ``token`` is the value that the guest kept in its memory; ``layer`` names the frozen disk, and ``why_not`` says why
+    no better engine was used.
     """
 
     name: str
@@ -33,7 +33,6 @@ class Manifest:
     boot_id: str
     ram: Size
     machine: str
-    address: str
     libvirt: str
     qemu: str
     why_not: tuple[str, ...]
@@ -51,7 +50,6 @@ class Manifest:
             "boot-id": self.boot_id,
             "ram": self.ram.bytes,
             "machine": self.machine,
-            "address": self.address,
             "libvirt": self.libvirt,
             "qemu": self.qemu,
             "why-not": list(self.why_not),
@@ -75,7 +73,6 @@ class Manifest:
                 boot_id=record["boot-id"],
                 ram=Size(record["ram"]),
                 machine=record["machine"],
-                address=record.get("address", ""),
                 libvirt=record["libvirt"],
                 qemu=record["qemu"],
                 why_not=tuple(record["why-not"]),

@@ -9,7 +9,6 @@ from vmimagemanager.hypervisor import launch
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.ramfile import RamFile
-from vmimagemanager.snapshots.manifest import Manifest
 from vmimagemanager.snapshots.subject import Subject
 from vmimagemanager.state import SnapshotFolder
 from vmimagemanager.units import Size
@@ -44,7 +43,7 @@ class SavedEngine:
         domain = hypervisor.find(folder.name)
         if domain is None:
             raise DomainNotFoundError(f"libvirt restored the domain '{folder.name}', and it is not there.")
-        subject.attach(domain, Manifest.read(snapshot).address)
+        subject.attach(domain)
         return domain
 
     def _definition(self, subject: Subject, definition: DomainXml) -> DomainXml:

@@ -92,10 +92,8 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
         stage = SnapshotFolder(path)
         definition = DomainXml.read(folder.definition) if domain is None else domain.portable_definition()
         replace_file(stage.definition, definition.text().encode(), mode=0o600)
-        boot_id = address = ""
+        boot_id = ""
         if domain is not None:
-            if definition.user_network:
-                address = domain.monitor.forwarded_address()
             boot_id = subject.plant(domain, token).boot_id
             watch.lap("plant")
         sweep(folder)  # a restore, which has no time for it, may have left layers that nobody stands on
@@ -118,7 +116,6 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
                 boot_id=boot_id,
                 ram=definition.ram,
                 machine=definition.machine,
-                address=address,
                 libvirt=host.libvirt,
                 qemu=host.qemu,
                 why_not=reasons,

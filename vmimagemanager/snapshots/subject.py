@@ -30,7 +30,7 @@ class Subject:
 
     ``plant`` leaves a token in the guest's memory, sets its clock, reseeds its random numbers, and returns what it
     found there.  ``boot`` starts the box from its disk and returns when it is ready; ``shut_down`` ends it cleanly.
-    ``attach`` makes a started domain, whose address in a user-mode network is given, reachable from outside.
+    ``attach`` makes a started domain reachable from outside.
     """
 
     hypervisor: Hypervisor
@@ -39,7 +39,7 @@ class Subject:
     plant: Callable[[Domain, str], GuestProof]
     boot: Callable[[], Domain]
     shut_down: Callable[[Domain], None]
-    attach: Callable[[Domain, str], object]
+    attach: Callable[[Domain], object]
 
 
 class SnapshotEngine(Protocol):
