@@ -211,6 +211,13 @@ class Box:
         boxes = [Box(self._site, lease.box, lease=lease, wait=self._wait, hooks=self.hooks) for lease in leases]
         return Fork(boxes, forked)
 
+    def keep(self) -> None:
+        """Make a box that would end with the process that leases it, as clones do, one that stays."""
+        from vmimagemanager.boxes import fork
+
+        with self._operation("keep") as (record, _):
+            fork.keep(self._site, record)
+
     # -- its guest -------------------------------------------------------------------------------------------------
 
     def run(

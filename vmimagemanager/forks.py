@@ -15,6 +15,7 @@ class Clone(Protocol):
     """A box that this process leases."""
 
     def undefine(self, *, force: bool) -> None: ...
+    def keep(self) -> None: ...
     def release(self) -> None: ...
 
 
@@ -24,12 +25,12 @@ Item = TypeVar("Item", bound=Clone)
 class Fork(Sequence[Item]):
     """The clones of one fork, leased by this process; a context manager that removes them all.
 
-    ``made`` tells of each how long its phases took.
+    Those of a process that was killed are removed by `Manager.gc`.  ``made`` tells of each how long its phases took.
     """
 
     def __init__(self, boxes: Sequence[Item], made: Sequence[Forked]) -> None:
         self._boxes = tuple(boxes)
-        self._released = False
+        self._kept = False
         self.made = tuple(made)
 
     @overload
@@ -42,20 +43,25 @@ class Fork(Sequence[Item]):
     def __len__(self) -> int:
         return len(self._boxes)
 
-    def release(self) -> None:
+    def keep(self) -> None:
         """Leave the clones to whoever comes: they go on running, as boxes of their own, and are not removed here."""
-        self._released = True
         for box in self._boxes:
-            box.release()
+            box.keep()
+        self._kept = True
+        self._release()
 
     def remove(self) -> None:
-        """Remove the clones with their disks and memory, those that are there still; none after `release`."""
-        if self._released:
+        """Remove the clones with their disks and memory, those that are there still; none after `keep`."""
+        if self._kept:
             return
         try:
             tuple(in_parallel(_remove, self._boxes))
         finally:
-            self.release()
+            self._release()
+
+    def _release(self) -> None:
+        for box in self._boxes:
+            box.release()
 
     def __enter__(self) -> Fork[Item]:
         return self

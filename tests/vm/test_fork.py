@@ -94,7 +94,9 @@ def test_what_clones_stand_on_cannot_be_removed_and_they_are_named(box: Box, man
     clones = box.fork("clean", count=2)
     with pytest.raises(LeaseError):
         manager.lease(clones[0].name, wait=timedelta(0))
-    clones.release()
+    assert all(manager.site.record(clone.name).temporary for clone in clones)
+    clones.keep()
+    assert not any(manager.site.record(clone.name).temporary for clone in clones)
     names = f"{box.name}-1, {box.name}-2 stand on it"
     with pytest.raises(BoxError, match=names) as raised:
         box.remove_snapshot("clean")

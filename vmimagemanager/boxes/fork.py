@@ -89,6 +89,11 @@ def fork(
         raise
 
 
+def keep(site: Site, record: BoxRecord) -> None:
+    """Let a clone outlive the process that made it."""
+    replace(record, temporary=False).write(site.state.box(record.name))
+
+
 def remove(site: Site, names: Iterable[str]) -> None:
     """Remove clones, whatever state they are in."""
     tuple(in_parallel(lambda name: undefine(site, name, force=True), names))
@@ -145,6 +150,7 @@ def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, new_
         created=datetime.now(UTC).replace(microsecond=0),
         owner=owner(),
         fork_of=str(Address(record.name, manifest.name)),
+        temporary=True,
     )
     definition = making.with_parts(site, clone, DomainXml.read(folder.definition))
     making.make(site, clone, definition, disk=folder.layer(manifest.layer), keys_of=folder, new_host_key=new_host_key)

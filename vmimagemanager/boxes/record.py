@@ -21,7 +21,8 @@ class BoxRecord:
     """One box.
 
     ``image`` is the address of a generation (empty for an adopted domain) and ``base`` the disk that the box stands on.
-    ``fork_of`` is the address of the snapshot that a clone was made of, or empty.
+    ``fork_of`` is the address of the snapshot that a clone was made of, or empty; a ``temporary`` box ends with the
+    process that leases it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class BoxRecord:
     owner: str
     settings: BoxSettings
     fork_of: str = ""
+    temporary: bool = False
 
     @property
     def machine_id(self) -> str:
@@ -69,6 +71,7 @@ class BoxRecord:
             "created": self.created,
             "owner": self.owner,
             "fork-of": self.fork_of or None,
+            "temporary": self.temporary or None,
             "digests": dict(self.digests),
             "settings": self.settings.to_record(),
         }
@@ -92,6 +95,7 @@ class BoxRecord:
                 owner=record["owner"],
                 digests=record["digests"],
                 fork_of=record.get("fork-of", ""),
+                temporary=record.get("temporary", False),
                 settings=BoxSettings.from_record(record["settings"], source=str(folder.record)),
             )
         except (KeyError, ValueError, TypeError) as error:

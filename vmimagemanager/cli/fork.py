@@ -35,7 +35,7 @@ def fork(
             address.snapshot, count=count, prefix=prefix, new_host_keys=new_host_keys, overcommit=overcommit
         )
         ports = {clone.name: clone.show().ssh for clone in clones}
-        clones.release()
+        clones.keep()
     if invocation.json:
         documents = [report.document(forked, ports[forked.name]) for forked in clones.made]
         screen.emit("fork", {"address": str(address), "seconds": round(watch.total, 4), "clones": documents})
