@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from vmimagemanager import Box, BoxSettings, Manager
+from vmimagemanager.boxes.fork import clones_of
 from vmimagemanager.hypervisor.connection import default_uri
 from vmimagemanager.locks import FileLock
 from vmimagemanager.units import Size
@@ -66,7 +67,7 @@ def manager(state_directory: Path) -> Iterator[Manager]:
             opened.images.build(IMAGE)
         yield opened
         if not os.environ.get("VMIM_TEST_STATE"):
-            for name in opened.boxes():
+            for name in reversed(opened.boxes()):  # a clone's name sorts after that of what it stands on
                 opened.box(name).undefine(force=True)
 
 
@@ -100,8 +101,10 @@ def booted(manager: Manager, booted_name: str) -> Iterator[Box]:
 
 
 @pytest.fixture
-def box(booted: Box) -> Iterator[Box]:
-    """A running box that was just restored to 'clean'; other snapshots and holds of it are gone."""
+def box(booted: Box, manager: Manager) -> Iterator[Box]:
+    """A running box that was just restored to 'clean'; clones, other snapshots and holds of it are gone."""
+    for clone in clones_of(manager.site, booted.name):
+        manager.box(clone).undefine(force=True)
     for manifest in booted.snapshots():
         if manifest.name != CLEAN:
             booted.remove_snapshot(manifest.name)
