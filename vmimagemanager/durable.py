@@ -133,6 +133,18 @@ def allocate(path: Path, size: Size, *, mode: int = 0o600) -> None:
             os.close(descriptor)
 
 
+def occupied(path: Path) -> Size:
+    """Return what a file, or a folder with all that is in it, takes on the disk; what is not there takes nothing."""
+    with translate_os_errors("look at", path):
+        try:
+            total = path.lstat().st_blocks
+        except FileNotFoundError:
+            return Size(0)
+        for folder, _, names in os.walk(path):
+            total += sum(Path(folder, name).lstat().st_blocks for name in names)
+    return Size(total * 512)
+
+
 def free_space(folder: Path) -> Size:
     """Return what this process may still write in the file system of ``folder`` (or of its nearest existing parent)."""
     while not folder.exists():

@@ -19,7 +19,7 @@ from vmimagemanager.durable import remove_tree
 from vmimagemanager.errors import BoxHeldError, ConfigError, DeadlineError, LeaseError, StateError
 from vmimagemanager.locks import FileLock, Holder, user_name
 from vmimagemanager.names import box_name
-from vmimagemanager.state import StateDirectory
+from vmimagemanager.state import BoxFolder, StateDirectory
 from vmimagemanager.units import format_duration
 
 FORMAT = 1
@@ -50,16 +50,21 @@ class Hold:
 class Lease:
     """The exclusive right to one box, until it is released or its process ends."""
 
-    def __init__(self, lock: FileLock, box: str) -> None:
+    def __init__(self, lock: FileLock, folder: BoxFolder) -> None:
         self._lock = lock
-        self.box = box
+        self._folder = folder
+        self.box = folder.name
 
     @property
     def active(self) -> bool:
         return self._lock.held
 
     def release(self) -> None:
-        self._lock.release()
+        """Give the right back; that to a box that is no more leaves no file behind."""
+        if self._folder.path.exists():
+            self._lock.release()
+        else:
+            self._lock.remove()
 
 
 def owner() -> str:
@@ -101,7 +106,12 @@ class Leases:
         except BaseException:
             lock.release()
             raise
-        return Lease(lock, box)
+        return self._lease(lock, box)
+
+    def take(self, box: str, *, purpose: str) -> Lease | None:
+        """Lease a name that nobody else leases, whether there is such a box and whoever holds it, or return None."""
+        lock = self._lock(box, purpose)
+        return self._lease(lock, box) if lock.try_acquire() else None
 
     def claim(self, boxes: Callable[[], Iterable[str]], wait: timedelta, *, purpose: str = "") -> Lease:
         """Lease any one of ``boxes`` that is free: neither leased nor held, not even by this owner.
@@ -114,7 +124,7 @@ class Leases:
                 lock = self._lock(box, purpose)
                 if self.hold(box) is None and lock.try_acquire():
                     if self.hold(box) is None:
-                        return Lease(lock, box)
+                        return self._lease(lock, box)
                     lock.release()
             return None
 
@@ -135,7 +145,7 @@ class Leases:
                 name = box_name(f"{prefix}{next(numbers)}")
                 lock = self._lock(name, "")
                 if not taken(name) and lock.try_acquire():
-                    leases.append(Lease(lock, name))
+                    leases.append(self._lease(lock, name))
                     if taken(name):
                         leases.pop().release()
         except BaseException:
@@ -185,6 +195,26 @@ class Leases:
             raise self._held_error(box, hold)
         remove_tree(self._hold_path(box))
         return hold
+
+    def _lease(self, lock: FileLock, box: str) -> Lease:
+        return Lease(lock, self._state.box(box))
+
+    def stale_holds(self) -> tuple[Path, ...]:
+        """Return the records of holds that are over, or whose box is gone."""
+        found = []
+        for path in sorted(self._state.holds.glob("[!.]*.toml")):
+            try:
+                over = self.hold(path.stem) is None
+            except StateError:  # damaged: whoever uses the box is told
+                over = False
+            if over or not self._state.box(path.stem).path.exists():
+                found.append(path)
+        return tuple(found)
+
+    def stale_names(self) -> tuple[str, ...]:
+        """Return the names without a box whose lease a killed process had; to lease one and give it back clears it."""
+        names = sorted(path.stem for path in self._state.locks.glob("[!.]*.lock"))
+        return tuple(name for name in names if not self._state.box(name).path.exists() and self.holder(name) is None)
 
     def _refuse_held(self, box: str) -> None:
         hold = self.hold(box)

@@ -1,8 +1,8 @@
 """Advisory locks on files that name their holder and die with it.
 
-A lock is ``flock(2)`` on a file that lives as long as the state directory: it excludes other processes and other
-threads of this one, and the kernel frees it when its holder dies, however it dies.  The file's content names the last
-holder; it is only believed while the lock is taken.
+A lock is ``flock(2)`` on a file: it excludes other processes and other threads of this one, and the kernel frees it
+when its holder dies, however it dies.  The file's content names the last holder; it is only believed while the lock is
+taken.  Its holder may remove the file: a lock on a file that has no name any more is none, and is taken anew.
 """
 
 from __future__ import annotations
@@ -65,15 +65,9 @@ class FileLock:
         if self._descriptor is not None:
             return False
         with translate_os_errors("lock", self.path):
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
-            try:
-                _open_to_group(descriptor)
-                if not _flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
-                    os.close(descriptor)
-                    return False
-            except BaseException:
-                os.close(descriptor)
-                raise
+            descriptor = self._locked_file(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        if descriptor is None:
+            return False
         self._descriptor = descriptor
         _held_here.add(self)
         if not shared:
@@ -90,6 +84,13 @@ class FileLock:
         _held_here.discard(self)
         if descriptor is not None:
             os.close(descriptor)
+
+    def remove(self) -> None:
+        """Remove the file of a lock that is held, and free it."""
+        if self._descriptor is not None:
+            with translate_os_errors("remove", self.path):
+                self.path.unlink(missing_ok=True)
+        self.release()
 
     def holder(self) -> Holder | None:
         """Return who has the lock now, as far as its file tells, or None when it is free."""
@@ -116,6 +117,21 @@ class FileLock:
     ) -> None:
         self.release()
 
+    def _locked_file(self, kind: int) -> int | None:
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+            try:
+                _open_to_group(descriptor)
+                if not _flock(descriptor, kind):
+                    os.close(descriptor)
+                    return None
+                if _is_at(descriptor, self.path):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # its last holder removed it between the two calls
+
     def _write_holder(self, descriptor: int) -> None:
         holder = Holder(
             user=user_name(),
@@ -133,6 +149,13 @@ def _open_to_group(descriptor: int) -> None:
     status = os.fstat(descriptor)
     if status.st_uid == os.geteuid() and status.st_mode & 0o060 != 0o060:
         os.fchmod(descriptor, 0o660)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _flock(descriptor: int, kind: int) -> bool:

@@ -16,6 +16,8 @@ from vmimagemanager.leases import Lease, Leases
 from vmimagemanager.state import StateDirectory
 
 if TYPE_CHECKING:
+    from vmimagemanager.boxes.caretaker import Leftover
+    from vmimagemanager.boxes.fsck import Examination
     from vmimagemanager.boxes.site import Site
     from vmimagemanager.images import ImageStore
 
@@ -136,6 +138,23 @@ class Manager:
             self.wait if wait is None else wait,
         )
         return self._box(lease.box, lease)
+
+    def fsck(self) -> Examination:
+        """Undo what killed processes left half done, then examine the state directory against itself and libvirt."""
+        from vmimagemanager.boxes.caretaker import Caretaker
+        from vmimagemanager.boxes.fsck import examine
+
+        return examine(self.site, tuple(Caretaker(site=self.site, look_only=False).interrupted()))
+
+    def gc(self, *, remove: bool = False) -> tuple[Leftover, ...]:
+        """Return what nobody needs: half-made things of killed processes, clones whose process has ended, old files.
+
+        It is removed only when ``remove`` says so; never a domain or a file that is not ours.
+        """
+        from vmimagemanager.boxes.caretaker import Caretaker
+
+        caretaker = Caretaker(site=self.site, look_only=not remove)
+        return (*caretaker.interrupted(), *caretaker.unneeded())
 
     def close(self) -> None:
         """Close the connection to libvirt."""

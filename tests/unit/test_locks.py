@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -216,3 +217,31 @@ def test_the_group_may_use_the_lock_whatever_the_umask(path: Path) -> None:
 def test_a_lock_in_a_folder_that_is_missing_names_its_path(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"missing/web\.lock"):
         FileLock(tmp_path / "missing" / "web.lock").try_acquire()
+
+
+def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    first, second = FileLock(path), FileLock(path)
+    assert first.try_acquire()
+    first.remove()
+    assert not path.exists()
+    assert not first.held
+    assert second.try_acquire()
+    assert not first.try_acquire()
+
+
+def test_who_waits_for_a_lock_that_is_removed_gets_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    first, second, third = FileLock(path), FileLock(path), FileLock(path)
+    assert first.try_acquire()
+    flock = fcntl.flock
+
+    def late(descriptor: int, kind: int) -> None:  # the holder goes between our open and our flock
+        first.remove()
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert second.try_acquire()
+    monkeypatch.undo()
+    assert not third.try_acquire()
+    assert path.exists()

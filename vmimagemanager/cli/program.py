@@ -59,6 +59,8 @@ SECTIONS = {
     "This host": (
         Entry("config", "host", "config", "Show the configuration and where it comes from."),
         Entry("doctor", "host", "doctor", "Examine this host, and say what to mend."),
+        Entry("fsck", "care", "fsck", "Examine boxes and snapshots, and put right what was interrupted."),
+        Entry("gc", "care", "gc", "List what nobody needs any more, or remove it."),
         Entry("completion", "host", "completion", "Print the completion script of a shell."),
     ),
 }

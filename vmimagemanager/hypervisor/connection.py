@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -101,6 +102,17 @@ class Hypervisor:
         if domain is not None:
             require_ownership(domain, name, state_directory)
         return domain
+
+    def owned_by(self, state_directory: str) -> tuple[str, ...]:
+        """Return the names of the domains that carry our metadata for a state directory, sorted."""
+        owned = []
+        for name in self.names():
+            with suppress(DomainNotFoundError):  # it has gone since
+                domain = self.find(name)
+                ownership = None if domain is None else domain.definition(live=False).ownership
+                if ownership is not None and (ownership.box, ownership.state_directory) == (name, state_directory):
+                    owned.append(name)
+        return tuple(owned)
 
     def define(self, definition: DomainXml) -> Domain:
         """Define or redefine a domain, validated against libvirt's schema."""

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
-from vmimagemanager.durable import make_folder, publish, translate_os_errors
+from vmimagemanager.durable import make_folder, occupied, publish, remove_tree, translate_os_errors
 from vmimagemanager.errors import ImageError
 from vmimagemanager.units import Size
 
@@ -45,15 +45,18 @@ class Blobs:
         if digest_of(path) != digest:
             raise ImageError(f"The blob '{path}' has not the content that its name says: it is damaged.", hint=hint)
 
+    def unneeded(self, needed: Collection[str]) -> tuple[Path, ...]:
+        """Return every blob whose digest is not needed."""
+        if not self._folder.is_dir():
+            return ()
+        return tuple(sorted(path for path in self._folder.iterdir() if path.name not in needed))
+
     def sweep(self, needed: Collection[str]) -> Size:
         """Remove every blob whose digest is not needed and return how much space that gave."""
         freed = 0
-        if self._folder.is_dir():
-            for path in self._folder.iterdir():
-                if path.name not in needed:
-                    with translate_os_errors("remove", path):
-                        freed += path.stat().st_blocks * 512
-                        path.unlink(missing_ok=True)
+        for path in self.unneeded(needed):
+            freed += occupied(path).bytes
+            remove_tree(path)
         return Size(freed)
 
 

@@ -12,14 +12,15 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from vmimagemanager.durable import make_folder, remove_tree, translate_os_errors
+from vmimagemanager.durable import make_folder, occupied, remove_tree, translate_os_errors
 from vmimagemanager.errors import StateError
 from vmimagemanager.locks import FileLock
+from vmimagemanager.units import Size
 
 _log = logging.getLogger(__name__)
 _LIMIT = timedelta(minutes=2)
@@ -39,7 +40,7 @@ def stage(state: Path, *, purpose: str, remove: Remover = remove_tree) -> Iterat
     guard = FileLock(folder / "lock", purpose=purpose)
     guard.acquire(_LIMIT)
     try:
-        sweep(folder, remove)
+        _swept(folder, remove)
         own = make_folder(folder / secrets.token_hex(8))
         lock = FileLock(own / "lock", purpose=purpose)
         lock.try_acquire()
@@ -69,20 +70,39 @@ def reachable_folder(own: Path) -> Path:
     return place
 
 
-def sweep(folder: Path, remove: Remover) -> None:
-    """Remove the stages in ``folder`` whose owners are gone; what cannot be removed is left, with a warning."""
-    for stale in folder.iterdir():
-        if not stale.is_dir() or stale.is_symlink():
+def stale(state: Path, *, remove: Remover | None) -> Sequence[tuple[Path, Size]]:
+    """Return the stages whose owners are gone, with what they take on the disk, and ``remove`` them when it is given.
+
+    What cannot be removed is left, with a warning.
+    """
+    folder = state / "stage" / "images"
+    if not folder.is_dir():
+        return ()
+    guard = FileLock(folder / "lock", purpose="looking for stale stages")
+    guard.acquire(_LIMIT)
+    try:
+        return _swept(folder, remove)
+    finally:
+        guard.release()
+
+
+def _swept(folder: Path, remove: Remover | None) -> Sequence[tuple[Path, Size]]:
+    found = []
+    for entry in folder.iterdir():
+        if not entry.is_dir() or entry.is_symlink():
             continue
-        lock = FileLock(stale / "lock")
+        lock = FileLock(entry / "lock")
         try:
             if lock.try_acquire():
-                _log.info("removing what an interrupted build left in '%s'", stale)
-                _remove(stale, remove)
+                found.append((entry, occupied(entry)))
+                if remove is not None:
+                    _log.info("removing what an interrupted build left in '%s'", entry)
+                    _remove(entry, remove)
         except StateError as error:
             _log.warning("what an interrupted build left cannot be removed: %s", error)
         finally:
             lock.release()
+    return found
 
 
 def _remove(own: Path, remove: Remover) -> None:

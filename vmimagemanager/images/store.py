@@ -16,6 +16,7 @@ from vmimagemanager.deadline import Stopwatch
 from vmimagemanager.durable import (
     fsync_path,
     make_folder,
+    occupied,
     publish,
     remove_tree,
     require_space,
@@ -27,7 +28,7 @@ from vmimagemanager.images.blobs import Blobs, digest_of
 from vmimagemanager.images.layout import COMMAND_LINE
 from vmimagemanager.images.manifest import Image
 from vmimagemanager.images.progress import Progress, silent
-from vmimagemanager.images.stage import stage
+from vmimagemanager.images.stage import stage, stale
 from vmimagemanager.locks import FileLock
 from vmimagemanager.units import Size
 
@@ -177,6 +178,22 @@ class ImageStore:
         """Raise ImageError when a file of the image is missing or has not the content that its digest says."""
         for digest in image.digests.values():
             self._blobs.verify(digest)
+
+    def unneeded_blobs(self, used_by: InUse, *, remove: bool) -> Sequence[tuple[Path, Size]]:
+        """Return the blobs that no image has and nothing stands on, with what they take; remove them if asked to.
+
+        ``used_by`` is asked as for `remove`.
+        """
+        with self.locked():
+            needed = {digest for image in self.list() for digest in image.digests.values()} | set(used_by())
+            found = [(path, occupied(path)) for path in self._blobs.unneeded(needed)]
+            if remove:
+                self._blobs.sweep(needed)
+            return found
+
+    def stale_stages(self, *, remove: bool) -> Sequence[tuple[Path, Size]]:
+        """Return what killed builds left, with what it takes; remove it if asked to."""
+        return stale(self._state, remove=debian.remove if remove else None)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -1,9 +1,10 @@
 """Snapshots: one protocol, three engines, one name space."""
 
-from vmimagemanager.snapshots.catalogue import Snapshot, find, listing, standing_on, sweep, tree
+from vmimagemanager.snapshots.catalogue import Snapshot, find, listing, names, standing_on, sweep, tree
+from vmimagemanager.snapshots.interrupted import leftovers, settle
 from vmimagemanager.snapshots.layers import stand_on
 from vmimagemanager.snapshots.manifest import Manifest
-from vmimagemanager.snapshots.store import Restored, Taken, remove, restore, settle, take
+from vmimagemanager.snapshots.store import Restored, Taken, remove, require_files, restore, take
 from vmimagemanager.snapshots.subject import STATE_LIMIT, Subject
 
 __all__ = [
@@ -14,8 +15,11 @@ __all__ = [
     "Subject",
     "Taken",
     "find",
+    "leftovers",
     "listing",
+    "names",
     "remove",
+    "require_files",
     "restore",
     "settle",
     "stand_on",

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmimagemanager import disks
-from vmimagemanager.durable import translate_os_errors
+from vmimagemanager.durable import occupied, remove_tree, translate_os_errors
 from vmimagemanager.errors import ImageError, SnapshotError
 from vmimagemanager.snapshots import layers
 from vmimagemanager.snapshots.manifest import Manifest
-from vmimagemanager.state import BoxFolder, SnapshotFolder
+from vmimagemanager.state import BoxFolder
 from vmimagemanager.units import Size
 
 
@@ -36,10 +36,10 @@ def find(folder: BoxFolder, name: str) -> Manifest:
     """Return a snapshot; raise SnapshotError, with the names that there are, when there is none of that name."""
     manifest = find_or_none(folder, name)
     if manifest is None:
-        names = [one.name for one in listing(folder)]
-        has = f"; it has {', '.join(names)}" if names else ""
-        verb = "restore" if names else "snapshot"
-        hint = f"vmimagemanager {verb} {folder.name}@{names[-1] if names else name}"
+        existing = [one.name for one in listing(folder)]
+        has = f"; it has {', '.join(existing)}" if existing else ""
+        verb = "restore" if existing else "snapshot"
+        hint = f"vmimagemanager {verb} {folder.name}@{existing[-1] if existing else name}"
         raise SnapshotError(f"The box '{folder.name}' has no snapshot '{name}'{has}.", hint=hint)
     return manifest
 
@@ -49,13 +49,17 @@ def find_or_none(folder: BoxFolder, name: str) -> Manifest | None:
     return Manifest.read(snapshot) if snapshot.manifest.is_file() else None
 
 
-def listing(folder: BoxFolder) -> tuple[Manifest, ...]:
-    """Return a box's snapshots, the oldest first."""
+def names(folder: BoxFolder) -> tuple[str, ...]:
+    """Return the names of a box's snapshots, damaged ones included."""
     if not folder.snapshots.is_dir():
         return ()
     with translate_os_errors("read", folder.snapshots):
-        names = [entry.name for entry in folder.snapshots.iterdir() if not entry.name.startswith(".")]
-    found = [manifest for name in names if (manifest := find_or_none(folder, name)) is not None]
+        return tuple(sorted(entry.name for entry in folder.snapshots.iterdir() if not entry.name.startswith(".")))
+
+
+def listing(folder: BoxFolder) -> tuple[Manifest, ...]:
+    """Return a box's snapshots, the oldest first."""
+    found = [manifest for name in names(folder) if (manifest := find_or_none(folder, name)) is not None]
     return tuple(sorted(found, key=lambda manifest: (manifest.created, manifest.name)))
 
 
@@ -70,8 +74,8 @@ def tree(folder: BoxFolder) -> tuple[Snapshot, ...]:
         layer, *below = chains[manifest.name]
         parent = next((by_layer[link] for link in below if link in by_layer), "")
         is_own = users[layer] == 1
-        own = _taken(folder.snapshot(manifest.name)) + (_occupied(layer) if is_own else 0)
-        shared = sum(map(_occupied, below)) + (0 if is_own else _occupied(layer))
+        own = occupied(folder.snapshot(manifest.name).path).bytes + (occupied(layer).bytes if is_own else 0)
+        shared = sum(occupied(link).bytes for link in (below if is_own else (layer, *below)))
         snapshot = Snapshot(manifest=manifest, parent=parent, own=Size(own), shared=Size(shared))
         children.setdefault(parent, []).append(snapshot)
 
@@ -90,9 +94,15 @@ def standing_on(folder: BoxFolder) -> str:
     return ""
 
 
+def unused_layers(folder: BoxFolder) -> tuple[Path, ...]:
+    """Return the layers that neither the box nor a snapshot stands on."""
+    return layers.unused(folder, [manifest.layer for manifest in listing(folder)])
+
+
 def sweep(folder: BoxFolder) -> None:
     """Remove the layers that neither the box nor a snapshot stands on."""
-    layers.remove_unused(folder, [manifest.layer for manifest in listing(folder)])
+    for layer in unused_layers(folder):
+        remove_tree(layer)
 
 
 def _chain(top: Path) -> tuple[Path, ...]:
@@ -100,12 +110,3 @@ def _chain(top: Path) -> tuple[Path, ...]:
         return disks.chain(top)
     except ImageError:  # a damaged disk is told by whatever needs it
         return (top,)
-
-
-def _taken(snapshot: SnapshotFolder) -> int:
-    return sum(_occupied(file) for file in snapshot.path.iterdir())
-
-
-def _occupied(path: Path) -> int:
-    with translate_os_errors("look at", path):
-        return path.stat().st_blocks * 512 if path.exists() else 0

@@ -68,19 +68,17 @@ def put_in_place(staged: Path, folder: BoxFolder) -> None:
         staged.replace(folder.overlay)
 
 
-def remove_staged_overlays(folder: BoxFolder) -> None:
-    for leftover in folder.path.glob(f".{folder.overlay.name}.*"):
-        remove_tree(leftover)
+def staged_overlays(folder: BoxFolder) -> tuple[Path, ...]:
+    """Return the overlays that were made and never put in place."""
+    return tuple(folder.path.glob(f".{folder.overlay.name}.*"))
 
 
-def remove_unused(folder: BoxFolder, in_use: Iterable[str]) -> None:
-    """Remove the layers that neither the box's overlay nor one of the layers ``in_use`` stands on."""
+def unused(folder: BoxFolder, in_use: Iterable[str]) -> tuple[Path, ...]:
+    """Return the layers that neither the box's overlay nor one of the layers ``in_use`` stands on."""
     if not folder.layers.is_dir():
-        return
+        return ()
     tops = [folder.layer(layer) for layer in in_use]
     if folder.overlay.exists():
         tops.append(folder.overlay)
     used = {link for top in tops for link in disks.chain(top)}
-    for layer in folder.layers.iterdir():
-        if layer not in used:
-            remove_tree(layer)
+    return tuple(layer for layer in folder.layers.iterdir() if layer not in used)

@@ -1,6 +1,6 @@
 """Taking, restoring and removing snapshots, whatever their engine.
 
-What a killed process left in the middle is put right by `settle`.
+What a killed process left in the middle is put right by `interrupted.settle`.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def restore(subject: Subject, domain: Domain | None, name: str, *, next_token: s
     folder = subject.folder
     manifest = find(folder, name)
     snapshot = folder.snapshot(name)
-    _require_files(folder, snapshot, manifest)
+    require_files(folder, snapshot, manifest)
     _require_room(folder, manifest)
     watch = Stopwatch()
     if domain is not None:
@@ -199,19 +199,6 @@ def remove(folder: BoxFolder, name: str) -> None:
     sweep(folder)
 
 
-def settle(subject: Subject, domain: Domain | None) -> None:
-    """Put right what a killed process left: half a snapshot is removed, a frozen overlay replaced by a new one."""
-    folder = subject.folder
-    _sweep_stages(folder)
-    layer = layers.frozen_overlay(folder)
-    if layer is not None:
-        _log.warning("a snapshot of '%s' was interrupted: the box goes on from its disk", folder.name)
-        if domain is not None and domain.active:
-            domain.end()
-        layers.stand_on(subject.hypervisor, folder, folder.layer(layer))
-        sweep(folder)
-
-
 def _engine_took(
     subject: Subject, domain: Domain | None, stage: SnapshotFolder
 ) -> tuple[SnapshotEngine, tuple[str, ...]]:
@@ -265,11 +252,12 @@ def _prove(subject: Subject, domain: Domain, token: str, name: str, *, next_toke
 def _undo(subject: Subject, domain: Domain | None, stage: SnapshotFolder, *, layer: str, boot: bool) -> None:
     """Put back what a snapshot that failed half-way took: the disk, and the guest that stood still or was ended."""
     folder = subject.folder
-    if not stage.path.exists():  # it is published, and `settle` finishes it
+    if not stage.path.exists():  # it is published, and `interrupted.settle` finishes it
         return
     try:
         layers.unfreeze(folder, layer)
-        layers.remove_staged_overlays(folder)
+        for staged in layers.staged_overlays(folder):
+            remove_tree(staged)
         state = DomainState.RUNNING if domain is None else domain.state()
         if domain is not None and state is DomainState.PAUSED:
             domain.resume()
@@ -281,7 +269,8 @@ def _undo(subject: Subject, domain: Domain | None, stage: SnapshotFolder, *, lay
         _log.warning("the box '%s' could not be put back after a failed snapshot: %s", folder.name, error)
 
 
-def _require_files(folder: BoxFolder, snapshot: SnapshotFolder, manifest: Manifest) -> None:
+def require_files(folder: BoxFolder, snapshot: SnapshotFolder, manifest: Manifest) -> None:
+    """Raise StateError that names the file which a snapshot lacks, if it lacks one."""
     needed: Sequence[Path] = [folder.layer(manifest.layer), snapshot.definition]
     if manifest.engine is Engine.LIVE:
         needed = [*needed, snapshot.ram, snapshot.device_state]
@@ -308,14 +297,6 @@ def _require_room(folder: BoxFolder, manifest: Manifest) -> None:
         if folder.ram.exists() and folder.ram.stat().st_nlink == 1:
             needed -= folder.ram.stat().st_blocks * 512
     require_space(folder.path, Size(max(needed, _ROOM.bytes)), purpose=f"Restoring '{folder.name}'")
-
-
-def _sweep_stages(folder: BoxFolder) -> None:
-    layers.remove_staged_overlays(folder)
-    if folder.snapshots.is_dir():
-        for entry in folder.snapshots.iterdir():
-            if entry.name.startswith("."):
-                remove_tree(entry)
 
 
 def _empty(stage: SnapshotFolder) -> None:
