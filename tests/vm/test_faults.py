@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.vm.namespaces import run_inside
 from vmimagemanager import Box, Manager
 from vmimagemanager.errors import (
     DeadlineError,
@@ -304,6 +305,35 @@ def test_a_libvirtd_that_dies_under_us_is_told(tmp_path: Path) -> None:
         [*namespaces, sys.executable, "-c", PRIVATE, tmp_path], capture_output=True, text=True, timeout=120, check=False
     )
     assert finished.stdout.splitlines() == ["()", "HypervisorUnreachableError 111"], finished.stderr
+
+
+@pytest.mark.root
+def test_boxes_outlive_a_libvirtd_that_is_killed_and_started_again(box: Box, manager: Manager) -> None:
+    box.kill()
+    assert run_inside("restarted_life.py", str(manager.state_directory), box.name) == {
+        "state": "running",
+        "memory": "kept\n",
+        "findings": 0,
+        "taken": "live",
+        "restored": ["live", True],
+        "memory again": "kept\n",
+    }
+    require_usable(box)
+
+
+def test_after_the_host_went_down_a_box_is_restored_although_libvirt_has_forgotten_it(
+    box: Box, manager: Manager, folder: BoxFolder
+) -> None:
+    domain = manager.site.domain(box.name)
+    assert domain is not None
+    domain.end()
+    domain.undefine()
+    folder.ram.write_bytes(bytes(4096))  # of a guest that ran
+    examination = manager.fsck()
+    assert examination.findings == ()
+    assert str(folder.ram) in [leftover.what.split("'")[1] for leftover in examination.put_right]
+    assert manager.gc() == ()
+    require_usable(box)
 
 
 # -- interrupted ---------------------------------------------------------------------------------------------------
