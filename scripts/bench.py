@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from bench_watch import elsewhere
 from rich.console import Console
 from rich.table import Table
 
@@ -34,9 +35,10 @@ from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.units import Size
 
 IMAGE = "debian-12"
-SMALL, LARGE = Size(512 << 20), Size(3 << 30)
+SMALL, LARGE, HUGE = Size(512 << 20), Size(3 << 30), Size(5 << 30)
 LIMIT = timedelta(minutes=2)
 PAGE = 4096
+FILLED = "/dev/shm/touched"  # noqa: S108 - in a guest
 PREFIX = "vmimbench"
 
 
@@ -66,25 +68,73 @@ class Bench:
         self.site: Site = manager.site
         self.hypervisor: Hypervisor = manager.site.hypervisor
         self.rows: list[Row] = []
+        self.series: dict[str, list[tuple[int, list[float]]]] = {}
 
     # -- the rows ------------------------------------------------------------------------------------------------------
 
     def against_the_floor(self) -> None:
         box = self.snapshotted("small", SMALL, touched_mib=128)
-        returns: list[tuple[float, float]] = []
-        runs: list[tuple[float, float]] = []
+        returns, runs, own, reads = [], [], [], []
         for _ in self.progress("restore and floor"):
             self.dirty(box)
-            whole, phases = self.restore(box)
+            with elsewhere() as others:
+                whole, phases = self.restore(box)
+            own.append((whole - others.seconds, whole))
+            reads.append((whole + self.timed(lambda: self.read(box, 64)), whole))
             command = self.timed(lambda: self.agent(box).run(["/bin/true"], limit=LIMIT))
             self.dirty(box)
             bare = self.bare_start(box)
             box.restore("clean")
             returns.append((whole, bare + command))
             runs.append((sum(phases[name] for name in ("end", "overlay", "start")), bare))
-        self.add("live restore until it returns, proven and repaired / the floor", 1.7, returns)
-        self.add("live restore until the guest runs / destroy and plain paused start", 0.85, runs)
+        self.add("live restore until it returns, proven and repaired / the floor", 1.3, returns)
+        self.add("live restore until the guest runs / destroy and plain paused start", 0.7, runs)
+        self.add("live restore until a command has read 64 MiB of its memory / until it returns", 1.4, reads)
+        self.add("own share of a restore: time outside libvirt, QEMU and guest / the whole", 0.15, own)
         box.undefine(force=True)
+
+    def huge_memory_does_not_matter(self) -> None:
+        few = self.snapshotted("few", HUGE, touched_mib=256)
+        many = self.snapshotted("many", HUGE, touched_mib=4096)
+        warm, cold = [], []
+        for _ in self.progress("16 times the memory"):
+            for pairs, prepare in ((warm, lambda: None), (cold, drop_page_cache)):
+                seconds = []
+                for box in (many, few):
+                    self.dirty(box)
+                    prepare()
+                    seconds.append(self.restore(box)[0])
+                pairs.append((seconds[0], seconds[1]))
+        self.add("live restore with 4 GiB touched / with 0.25 GiB, page cache warm", 1.1, warm)
+        self.add("live restore with 4 GiB touched / with 0.25 GiB, page cache dropped", 1.5, cold)
+        for box in (few, many):
+            box.undefine(force=True)
+
+    def time_against_memory(self) -> None:
+        """Collect the points of the plot; a figure of its own it is not."""
+        restores, reverts = [], []
+        for touched in (256, 512, 1024, 2048, 4096):
+            print(f"time against memory: {touched} MiB", file=sys.stderr)
+            restores.append((touched, self.restores_of(touched)))
+            reverts.append((touched, self.reverts_of(touched)))
+        self.series = {"vmimagemanager restore": restores, "virsh snapshot-revert": reverts}
+
+    def restores_of(self, touched_mib: int) -> list[float]:
+        box = self.snapshotted("plot", HUGE, touched_mib=touched_mib)
+        seconds = [self.until_a_command(box, lambda: box.restore("clean")) for _ in range(5)]
+        box.undefine(force=True)
+        return seconds
+
+    def reverts_of(self, touched_mib: int) -> list[float]:
+        twin = self.twin(HUGE, touched_mib=touched_mib)
+        seconds = [self.until_a_command(twin, lambda: revert(self.hypervisor.uri, twin)) for _ in range(3)]
+        virsh(self.hypervisor.uri, "snapshot-delete", twin.name, "clean", "--metadata")
+        twin.undefine(force=True)
+        return seconds
+
+    def until_a_command(self, box: Box, deed: Callable[[], object]) -> float:
+        self.dirty(box)
+        return self.timed(lambda: (deed(), self.answers(box).run(["/bin/true"], limit=LIMIT)))
 
     def memory_does_not_matter(self) -> None:
         few = self.snapshotted("few", LARGE, touched_mib=256)
@@ -98,21 +148,26 @@ class Bench:
             pairs.append((above, below))
         self.add("live restore with 8 times the touched memory / with 1", 1.15, pairs)
         few.undefine(force=True)
-        self.against_revert(many)
+        self.against_revert(many, LARGE, 2048, at_most=0.12)
         many.undefine(force=True)
+        small = self.snapshotted("small", SMALL, touched_mib=128)
+        self.against_revert(small, SMALL, 128, at_most=0.9)
+        small.undefine(force=True)
 
-    def against_revert(self, many: Box) -> None:
-        twin = self.twin(LARGE, touched_mib=2048)
+    def against_revert(self, many: Box, ram: Size, touched_mib: int, *, at_most: float) -> None:
+        twin = self.twin(ram, touched_mib=touched_mib)
         pairs = []
         for _ in self.progress("virsh snapshot-revert"):
             self.dirty(many)
             above, _phases = self.restore(many)
             many.kill()
             self.dirty(twin)
-            below = self.timed(lambda: self.revert(twin))
+            below = self.timed(
+                lambda: (revert(self.hypervisor.uri, twin), self.answers(twin).run(["/bin/true"], limit=LIMIT))
+            )
             many.restore("clean")
             pairs.append((above, below))
-        self.add("live restore until it returns / virsh snapshot-revert of a twin, 2 GiB touched", 0.2, pairs)
+        self.add(f"live restore / virsh snapshot-revert of a twin of {ram.human()}", at_most, pairs)
         virsh(self.hypervisor.uri, "snapshot-delete", twin.name, "clean", "--metadata")
         twin.undefine(force=True)
 
@@ -157,7 +212,8 @@ class Bench:
     def forks(self) -> None:
         box = self.snapshotted("forked", SMALL, touched_mib=128)
         touched = touched_bytes(self.site.state.box(box.name).snapshot("clean").ram)
-        pairs, private = [], []
+        pairs: list[tuple[float, float]] = []
+        private: list[tuple[float, float]] = []
         for _ in self.progress("fork"):
             start = time.monotonic()
             with box.fork("clean", count=8, overcommit=True) as clones:
@@ -208,10 +264,6 @@ class Bench:
         plain = DomainXml.read(self.site.state.box(box.name).definition)
         return lambda: self.hypervisor.start(plain, paused=True)
 
-    def revert(self, twin: Box) -> None:
-        virsh(self.hypervisor.uri, "snapshot-revert", twin.name, "clean")
-        self.answers(twin).run(["/bin/true"], limit=LIMIT)
-
     # -- what is prepared ----------------------------------------------------------------------------------------------
 
     def snapshotted(self, name: str, ram: Size, *, touched_mib: int) -> Box:
@@ -232,8 +284,14 @@ class Bench:
 
     def touch(self, box: Box, mebibytes: int) -> None:
         if mebibytes:
-            fill = f"mount -o remount,size=95% /dev/shm && head -c {mebibytes}M /dev/urandom > /dev/shm/touched"
+            fill = (
+                "mount -o remount,size=95% /dev/shm && head -c 64M /dev/urandom >/dev/shm/some && "
+                f"for each in $(seq {mebibytes // 64}); do cat /dev/shm/some; done >{FILLED} && rm /dev/shm/some"
+            )
             self.agent(box).run(["/bin/sh", "-c", fill], limit=LIMIT).check()
+
+    def read(self, box: Box, mebibytes: int) -> None:
+        self.agent(box).run(["/usr/bin/head", "-c", f"{mebibytes}M", FILLED], limit=LIMIT).check()
 
     def dirty(self, box: Box) -> None:
         line = "echo dirty > /root/canary && head -c 16M /dev/zero > /root/dirt && sync"
@@ -258,6 +316,7 @@ class Bench:
     # -- arithmetic ---------------------------------------------------------------------------------------------------
 
     def timed(self, deed: Callable[[], object]) -> float:
+        """Return the seconds that a deed takes."""
         start = time.monotonic()
         deed()
         return time.monotonic() - start
@@ -292,6 +351,8 @@ class Bench:
 ROWS = {
     "floor": Bench.against_the_floor,
     "memory": Bench.memory_does_not_matter,
+    "huge": Bench.huge_memory_does_not_matter,
+    "plot": Bench.time_against_memory,
     "boot": Bench.against_a_boot,
     "snapshots": Bench.snapshots,
     "forks": Bench.forks,
@@ -303,6 +364,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=10, help="pairs a row (10)")
     parser.add_argument("--json", type=Path, help="write the rows to this file, too")
+    parser.add_argument("--plot", type=Path, help="draw the plot of time against memory into this .png, and an .svg")
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="which rows (all)")
     options = parser.parse_args()
     with bench(options.pairs) as running:
@@ -313,6 +375,10 @@ def main() -> int:
         options.json.write_text(
             json.dumps({"format": 1, "kind": "bench", "rows": [asdict(row) for row in running.rows]})
         )
+    if options.plot and running.series:
+        from bench_plot import draw
+
+        draw(running.series, options.plot)
     return 0 if all(row.met for row in running.rows) else 1
 
 
@@ -360,6 +426,16 @@ def private_bytes(uuid: str) -> int:
                 numbers = [int(kib) for part in mappings for kib in re.findall(r"Private_Dirty:\s+(\d+) kB", part)]
                 return sum(numbers) << 10
     raise SystemExit(f"No QEMU runs the domain {uuid}.")
+
+
+def drop_page_cache() -> None:
+    """Make the kernel forget what it has read; needs root."""
+    subprocess.run(["sync"], check=True)
+    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+
+
+def revert(uri: str, twin: Box) -> None:
+    virsh(uri, "snapshot-revert", twin.name, "clean")
 
 
 def virsh(uri: str, *words: str) -> None:
