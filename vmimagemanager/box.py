@@ -133,8 +133,12 @@ class Box:
                 self._run_hooks(record, Moment.AFTER_SNAPSHOT)
             return taken
 
-    def restore(self, name: str) -> Restored:
-        """Put the box back to a snapshot; return when the guest is proven to be it, and its clock is right again."""
+    def restore(self, name: str, *, disk_only: bool = False) -> Restored:
+        """Put the box back to a snapshot; return when the guest is proven to be it, and its clock is right again.
+
+        With ``disk_only`` its memory is left alone, and the guest booted from its disk.  Raises SnapshotError, before
+        anything is stopped, when the memory was altered or cannot be brought back on this host.
+        """
         from vmimagemanager import snapshots
         from vmimagemanager.boxes import life
         from vmimagemanager.guest.repair import new_token
@@ -143,7 +147,8 @@ class Box:
         with self._operation("restore") as (record, entry):
             self.disconnect()
             domain = self._settled(record)
-            restored = snapshots.restore(life.subject(self._site, record), domain, name, next_token=new_token())
+            subject = life.subject(self._site, record)
+            restored = snapshots.restore(subject, domain, name, next_token=new_token(), disk_only=disk_only)
             entry.phases |= restored.phases
             entry.facts |= {"snapshot": name, "engine": restored.engine.value, "proven": restored.proven}
             if restored.running:

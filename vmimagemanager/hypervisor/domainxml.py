@@ -8,6 +8,7 @@ through its QEMU namespace: https://libvirt.org/drvqemu.html#pass-through-of-arb
 from __future__ import annotations
 
 import copy
+import hashlib
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,12 @@ _MEMORY_UNITS = {"b": 1, "bytes": 1} | {  # libvirt takes them in any case
     for power, letter in enumerate("kmgtpe", 1)
     for ending, base in (("", 1024), ("ib", 1024), ("b", 1000))
 }
+_NOT_LAYOUT = (
+    *("name", "uuid", "title", "description", "metadata", "seclabel", "os/cmdline", f"{{{QEMU}}}capabilities"),
+    *("on_poweroff", "on_reboot", "on_crash", "devices/emulator", "devices/graphics", "devices/interface/mac"),
+    *("devices/*/source", "devices/*/log", "devices/*/alias", "devices/*/backingStore", "devices/*/backend"),
+)
+_CONTENT_IS_NOT_LAYOUT = ("genid", "os/kernel", "os/initrd", "os/nvram")
 _PORTS = 10  # one for each device, and some to plug into a running guest
 
 
@@ -211,6 +218,49 @@ class DomainXml:
     @property
     def uses_kvm(self) -> bool:
         return self._root.get("type") == "kvm"
+
+    @property
+    def virtualization(self) -> str:
+        """Return what runs the guest's instructions: ``kvm`` or ``tcg``."""
+        return (Accelerator.KVM if self.uses_kvm else Accelerator.TCG).value
+
+    @property
+    def architecture(self) -> str:
+        element = self._root.find("os/type")
+        return "" if element is None else element.get("arch", "")
+
+    @property
+    def emulator(self) -> str:
+        """Return the program that runs the guest, or an empty text where libvirt chooses it."""
+        return self._root.findtext("devices/emulator", "")
+
+    @property
+    def cpu(self) -> str:
+        """Return the model of the guest's CPU, or the mode where that says it; empty where libvirt chooses."""
+        element = self._root.find("cpu")
+        if element is None:
+            return ""
+        return element.findtext("model", "") or element.get("mode", "")
+
+    def layout(self) -> str:
+        """Return the digest of what the guest's memory depends on: its machine and devices, and where they are.
+
+        What is the box's own (name, UUID, addresses, files) or the host's business (networks, graphics) is left out, so
+        that a clone and an import have the layout of their snapshot.
+        """
+        root = self._copy()
+        ramfile.remove(root)
+        for path in _NOT_LAYOUT:
+            for one in root.findall(path):
+                parent = one.getparent()
+                if parent is not None:
+                    parent.remove(one)
+        for interface in root.iterfind("devices/interface"):
+            interface.attrib.pop("type", None)
+        for path in _CONTENT_IS_NOT_LAYOUT:
+            for one in root.findall(path):
+                one.text = None
+        return hashlib.sha512(etree.tostring(root, method="c14n")).hexdigest()
 
     @property
     def mac(self) -> str | None:

@@ -4,7 +4,7 @@ from vmimagemanager.snapshots.catalogue import Snapshot, find, listing, names, s
 from vmimagemanager.snapshots.interrupted import leftovers, settle
 from vmimagemanager.snapshots.layers import stand_on
 from vmimagemanager.snapshots.manifest import Manifest
-from vmimagemanager.snapshots.store import Restored, Taken, remove, require_files, restore, take
+from vmimagemanager.snapshots.store import Restored, Taken, remove, require_files, require_memory, restore, take
 from vmimagemanager.snapshots.subject import STATE_LIMIT, Subject
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "names",
     "remove",
     "require_files",
+    "require_memory",
     "restore",
     "settle",
     "stand_on",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from vmimagemanager import records
 from vmimagemanager.config import Engine
 from vmimagemanager.errors import StateError
+from vmimagemanager.snapshots.platform import Platform
+from vmimagemanager.snapshots.seal import Seal
 from vmimagemanager.state import SnapshotFolder
 from vmimagemanager.units import Size
 
@@ -19,7 +22,7 @@ class Manifest:
     """One snapshot.
 
     ``token`` is the value that the guest kept in its memory; ``layer`` names the frozen disk, and ``why_not`` says why
-    no better engine was used.
+    no better engine was used.  ``platform`` is what its memory needs, ``seals`` what its files were.
     """
 
     name: str
@@ -32,10 +35,9 @@ class Manifest:
     token: str
     boot_id: str
     ram: Size
-    machine: str
-    libvirt: str
-    qemu: str
     why_not: tuple[str, ...]
+    platform: Platform
+    seals: Mapping[str, Seal] = field(hash=False)
 
     def write(self, folder: SnapshotFolder) -> None:
         record = {
@@ -49,10 +51,12 @@ class Manifest:
             "token": self.token,
             "boot-id": self.boot_id,
             "ram": self.ram.bytes,
-            "machine": self.machine,
-            "libvirt": self.libvirt,
-            "qemu": self.qemu,
             "why-not": list(self.why_not),
+            "platform": self.platform.to_record(),
+            "files": {
+                name: {"size": one.size, "mtime-ns": one.mtime_ns, "sha512": one.sha512 or None}
+                for name, one in self.seals.items()
+            },
         }
         records.write(folder.manifest, record, version=FORMAT, mode=0o600)
 
@@ -72,10 +76,12 @@ class Manifest:
                 token=record["token"],
                 boot_id=record["boot-id"],
                 ram=Size(record["ram"]),
-                machine=record["machine"],
-                libvirt=record["libvirt"],
-                qemu=record["qemu"],
                 why_not=tuple(record["why-not"]),
+                platform=Platform.from_record(record.get("platform", {})),  # an older one says nothing of either
+                seals={
+                    name: Seal(size=one["size"], mtime_ns=one["mtime-ns"], sha512=one.get("sha512", ""))
+                    for name, one in record.get("files", {}).items()
+                },
             )
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise StateError(f"The manifest '{folder.manifest}' is damaged: {error}.") from error

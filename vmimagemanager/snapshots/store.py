@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,13 +25,16 @@ from vmimagemanager.durable import (
     translate_os_errors,
 )
 from vmimagemanager.errors import SnapshotError, SpaceError, StateError, VmimError
+from vmimagemanager.hypervisor.connection import Hypervisor
 from vmimagemanager.hypervisor.domain import Domain, DomainState
 from vmimagemanager.hypervisor.domainxml import DomainXml
-from vmimagemanager.snapshots import layers
+from vmimagemanager.names import Address
+from vmimagemanager.snapshots import layers, platform, seal
 from vmimagemanager.snapshots.catalogue import find, find_or_none, sweep
 from vmimagemanager.snapshots.disk import DiskEngine
 from vmimagemanager.snapshots.live import LiveEngine
 from vmimagemanager.snapshots.manifest import Manifest
+from vmimagemanager.snapshots.platform import Platform
 from vmimagemanager.snapshots.saved import SavedEngine
 from vmimagemanager.snapshots.subject import GuestProof, SnapshotEngine, Subject
 from vmimagemanager.state import BoxFolder, SnapshotFolder, staged_folder
@@ -103,7 +106,6 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
             watch.lap("memory")
             layers.freeze(folder, layer)
             successor = layers.new_overlay(subject.hypervisor, folder, folder.layer(layer))
-            host = subject.hypervisor.host
             Manifest(
                 name=name,
                 engine=engine.kind,
@@ -115,10 +117,9 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
                 token=token if domain is not None and engine.kind is not Engine.DISK else "",
                 boot_id=boot_id,
                 ram=definition.ram,
-                machine=definition.machine,
-                libvirt=host.libvirt,
-                qemu=host.qemu,
                 why_not=reasons,
+                platform=Platform.of(subject.hypervisor, definition),
+                seals=seal.seal(stage),
             ).write(stage)
             publish(path, folder.snapshots / name)
         except BaseException as error:
@@ -134,16 +135,30 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
     return Taken(name=name, engine=engine.kind, why_not=reasons, phases=watch.phases)
 
 
-def restore(subject: Subject, domain: Domain | None, name: str, *, next_token: str) -> Restored:
+def restore(
+    subject: Subject, domain: Domain | None, name: str, *, next_token: str, disk_only: bool = False
+) -> Restored:
     """Put a box back to a snapshot, whatever state it is in; return when that is proven and the guest repaired.
 
-    Raises SnapshotError when there is none of that name (nothing was touched then), or the guest that came up is not
-    it.  A live or saved snapshot whose memory cannot be brought back is booted from its disk, and ``why_not`` says so.
+    With ``disk_only`` the memory of a live or saved one is left alone, and the guest booted from its disk.
+
+    Raises SnapshotError when there is none of that name, or its memory cannot be brought back on this host or was
+    altered: nothing was touched then, and what runs goes on running.  It is raised, too, when the guest that came up is
+    not the snapshot.  A memory that libvirt or QEMU refuses after all, when the guest before has ended, is given up for
+    its disk, which is booted, and ``why_not`` says so.
     """
     folder = subject.folder
     manifest = find(folder, name)
     snapshot = folder.snapshot(name)
+    disk_only = disk_only and manifest.running and manifest.engine is not Engine.DISK
+    if disk_only:
+        manifest = replace(
+            manifest,
+            engine=Engine.DISK,
+            why_not=(*manifest.why_not, f"{manifest.engine}: The disk alone was asked for."),
+        )
     require_files(folder, snapshot, manifest)
+    require_memory(subject.hypervisor, folder, manifest)
     _require_room(folder, manifest)
     watch = Stopwatch()
     if domain is not None:
@@ -184,6 +199,24 @@ def restore(subject: Subject, domain: Domain | None, name: str, *, next_token: s
         why_not=reasons,
         phases=watch.phases,
     )
+
+
+def require_memory(hypervisor: Hypervisor, folder: BoxFolder, manifest: Manifest) -> None:
+    """Raise SnapshotError unless a snapshot's memory can be brought back here, as far as that can be told beforehand.
+
+    One that consists of a disk alone has none to bring back.
+    """
+    if manifest.engine is Engine.DISK:
+        return
+    address = Address(folder.name, manifest.name)
+    hint = f"Its disk can be booted: vmimagemanager restore --disk {address}"
+    snapshot = folder.snapshot(manifest.name)
+    altered = seal.broken(snapshot, manifest.seals)
+    if altered:
+        raise SnapshotError(f"The snapshot '{address}' was altered: {' '.join(altered)}", hint=hint)
+    differ = platform.differences(manifest.platform, hypervisor, DomainXml.read(snapshot.definition))
+    if differ:
+        raise SnapshotError(f"The memory of '{address}' cannot be brought back here: {' '.join(differ)}", hint=hint)
 
 
 def remove(folder: BoxFolder, name: str) -> None:
