@@ -13,8 +13,10 @@ from vmimagemanager import names
 from vmimagemanager.config import BoxSettings, Moment
 from vmimagemanager.errors import GuestError, UsageError
 from vmimagemanager.leases import Hold, Lease, Leases, owner
+from vmimagemanager.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from vmimagemanager.boxes.archive import Exported
     from vmimagemanager.boxes.define import Changed
     from vmimagemanager.boxes.life import Down, Up
     from vmimagemanager.boxes.operations import Entry, Operation
@@ -175,6 +177,21 @@ class Box:
             entry.facts["snapshot"] = name
             fork.refuse_clones(self._site, self.name, name)
             snapshots.remove(self._site.state.box(record.name), name)
+
+    def export_snapshot(self, name: str, target: str | Path, *, progress: Progress = silent) -> Exported:
+        """Write a snapshot to the new file ``target``, for `Manager.import_snapshot`; the box goes on running.
+
+        The archive holds the guest's memory and the keys that open the box, hence every secret in them: it is readable
+        by its owner alone, and that is how it has to travel.  Raises SnapshotError, StateError when there is such a
+        file already, and SpaceError; no archive is left then.
+        """
+        from vmimagemanager.boxes import archive
+
+        names.snapshot_name(name)
+        with self._operation("snapshot-export") as (record, entry):
+            exported = archive.export(self._site, record, name, Path(target).absolute(), progress=progress)
+            entry.facts |= {"snapshot": name, "file": str(exported.path), "bytes": exported.size.bytes}
+            return exported
 
     def fork(
         self,

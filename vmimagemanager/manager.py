@@ -13,9 +13,11 @@ from vmimagemanager import names
 from vmimagemanager.box import Box
 from vmimagemanager.config import BoxSettings, Configuration, Moment, load
 from vmimagemanager.leases import Lease, Leases
+from vmimagemanager.progress import Progress, silent
 from vmimagemanager.state import StateDirectory
 
 if TYPE_CHECKING:
+    from vmimagemanager.boxes.archive import Imported
     from vmimagemanager.boxes.caretaker import Leftover
     from vmimagemanager.boxes.fsck import Examination
     from vmimagemanager.boxes.site import Site
@@ -112,6 +114,33 @@ class Manager:
         finally:
             lease.release()
         return self._box(name)
+
+    def import_snapshot(
+        self, source: str | Path, *, name: str | None = None, trust: bool = False, progress: Progress = silent
+    ) -> Imported:
+        """Make a box, by default of the name that it had, with one snapshot, of an archive of `Box.export_snapshot`.
+
+        With ``trust`` the snapshot is what it was: restoring it brings the guest back, running.  QEMU believes the
+        memory that it reads: only trust an archive whose maker you would let in.  Otherwise its disk comes in, as a new
+        generation of an image that is named like the box, and the snapshot is one of a box that is off.
+
+        Raises SnapshotError for an archive that is damaged or that this host cannot run, BoxError when there is a box
+        of that name, ImageError for a disk that is none, SpaceError; nothing is left then.
+        """
+        from vmimagemanager.boxes import archive
+        from vmimagemanager.boxes.operations import logged
+        from vmimagemanager.snapshots import parcel
+
+        with parcel.opened(Path(source), known=archive.MEMBERS) as opened:
+            box = names.box_name(name) if name is not None else archive.origin(opened)
+            lease = self._leases.acquire(box, self.wait, notice=self.notice)
+            try:
+                imported = archive.receive(self.site, opened, box, trust=trust, progress=progress)
+                with logged(self.site.state.box(box), "snapshot-import") as entry:
+                    entry.facts |= {"file": str(source), "snapshot": imported.snapshot, "trusted": trust}
+            finally:
+                lease.release()
+        return imported
 
     def lease(self, name: str, *, wait: timedelta | None = None) -> Box:
         """Return a box that nobody else can use until it is released or this process ends; a context manager.

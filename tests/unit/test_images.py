@@ -24,7 +24,7 @@ from vmimagemanager.images import RECIPES, Image, ImageStore, debian, layout, ma
 from vmimagemanager.images import stage as stages
 from vmimagemanager.images import store as store_module
 from vmimagemanager.images.catalogue import Recipe
-from vmimagemanager.images.progress import Progress
+from vmimagemanager.progress import Progress
 
 HERE = Path(__file__).parents[2]
 

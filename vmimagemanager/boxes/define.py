@@ -48,26 +48,32 @@ def define(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
     _take_away_leftover(site, name)
     with site.images.locked():  # the image may not go while it is built upon
         image = _image(site, name, settings)
-        choice = accelerator.choose(site.configuration.host.accelerator.value, site.state.cache)
-        record = BoxRecord(
-            name=name,
-            uuid=str(uuid.uuid4()),
-            mac=making.new_mac(),
-            image=image.address,
-            digests=dict(image.digests),
-            base=str(image.disk),
-            accelerator=choice.accelerator,
-            accelerator_reason=choice.reason,
-            adopted=False,
-            created=datetime.now(UTC).replace(microsecond=0),
-            owner=owner(),
-            settings=settings,
-        )
-        base = _base(record)
-        if settings.xml is not None:
-            record = _as_the_xml_says(record, base)
-        making.make(site, record, making.with_parts(site, record, _transformed(base, settings), _boot(image)))
+        record, definition = designed(site, name, settings, image)
+        making.make(site, record, definition)
     return record
+
+
+def designed(site: Site, name: str, settings: BoxSettings, image: Image) -> tuple[BoxRecord, DomainXml]:
+    """Return the record and the definition of a new box that stands on ``image``."""
+    choice = accelerator.choose(site.configuration.host.accelerator.value, site.state.cache)
+    record = BoxRecord(
+        name=name,
+        uuid=str(uuid.uuid4()),
+        mac=making.new_mac(),
+        image=image.address,
+        digests=dict(image.digests),
+        base=str(image.disk),
+        accelerator=choice.accelerator,
+        accelerator_reason=choice.reason,
+        adopted=False,
+        created=datetime.now(UTC).replace(microsecond=0),
+        owner=owner(),
+        settings=settings,
+    )
+    base = _base(record)
+    if settings.xml is not None:
+        record = _as_the_xml_says(record, base)
+    return record, making.with_parts(site, record, _transformed(base, settings), boot(image))
 
 
 def adopt(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
@@ -135,9 +141,7 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
         base = _base(changed)
         if settings.xml is not None:
             changed = _as_the_xml_says(changed, base)
-        making.store(
-            site, changed, making.with_parts(site, changed, _transformed(base, settings), _boot(image)), folder
-        )
+        making.store(site, changed, making.with_parts(site, changed, _transformed(base, settings), boot(image)), folder)
     if image.address != record.image:
         keys_changed["image"] = (record.image, image.address)
         return Changed(keys=keys_changed, waits_for="the next reset")
@@ -216,7 +220,8 @@ def _base(record: BoxRecord) -> DomainXml:
     return DomainXml.plain(ram=settings.ram, cpus=settings.cpus, accelerator=record.accelerator)
 
 
-def _boot(image: Image) -> Boot:
+def boot(image: Image) -> Boot:
+    """Return what a box on this image boots directly, if it does."""
     return Boot(kernel=image.kernel, initrd=image.initrd, command_line=image.command_line)
 
 

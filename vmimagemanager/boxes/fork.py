@@ -68,7 +68,8 @@ def forkable(site: Site, record: BoxRecord, snapshot: str) -> Manifest:
             f"The snapshot '{address}' cannot be forked: {what}, and clones need the memory of a live one.",
             hint=f"vmimagemanager restore {address}, and take another snapshot of the box while it runs",
         )
-    snapshots.require_memory(site.hypervisor, site.state.box(record.name), manifest)
+    snapshots.require_whole(site.state.box(record.name), manifest)
+    snapshots.require_platform(site.hypervisor, site.state.box(record.name), manifest)
     return manifest
 
 

@@ -128,6 +128,6 @@ def _origin(site: Site, record: BoxRecord, folder: BoxFolder) -> None:  # noqa: 
 def _snapshot(folder: BoxFolder, name: str) -> None:
     snapshot = folder.snapshot(name)
     manifest = snapshots.Manifest.read(snapshot)
-    snapshots.require_files(folder, snapshot, manifest)
+    snapshots.require_whole(folder, manifest)
     DomainXml.read(snapshot.definition)
     disks.chain(folder.layer(manifest.layer))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vmimagemanager import disks, keys
@@ -64,11 +64,13 @@ def make(
     disk: Path | None = None,
     keys_of: BoxFolder | None = None,
     new_host_key: bool = True,
+    furnish: Callable[[BoxFolder], Path] | None = None,
 ) -> None:
     """Make the folder and the domain of a new box; on failure nothing of them is left.
 
     Its overlay stands on ``disk``, by default on its base.  Its keys are new, or those of ``keys_of``, with a new host
     key nevertheless when ``new_host_key`` says so.  ``original`` is the definition that an adopted domain had.
+    ``furnish`` lays further files into the folder while nobody sees it, and returns the disk among them to stand on.
     """
     target = site.state.box(record.name)
     base = disk or Path(record.base)
@@ -76,10 +78,14 @@ def make(
         path.chmod(0o711)
         folder = BoxFolder(path)
         _give_keys(folder, record.name, {LOGIN: keys_of, HOST: None if new_host_key else keys_of})
-        disks.create_overlay(folder.overlay, base, backing_format=disks.detect_format(base) or "raw")
-        launch.give_to_qemu(site.hypervisor, folder.overlay)
         for empty in (folder.snapshots, folder.layers):
             make_folder(empty, mode=0o711)
+        if furnish is not None:
+            base = furnish(folder)
+        disks.create_overlay(folder.overlay, base, backing_format=disks.detect_format(base) or "raw")
+        if furnish is not None:
+            disks.rename_backing(folder.overlay, target.path / base.relative_to(path))
+        launch.give_to_qemu(site.hypervisor, folder.overlay)
         replace_file(folder.definition, definition.text().encode(), mode=0o600)
         if original is not None:
             replace_file(folder.adopted, original.text().encode(), mode=0o600)

@@ -41,6 +41,8 @@ SECTIONS = {
         Entry("restore", "snapshots", "restore", "Put boxes back to snapshots, running and proven."),
         Entry("snapshots", "snapshots", "snapshots", "List the snapshots of boxes."),
         Entry("fork", "fork", "fork", "Make running clones of a snapshot, which share its memory."),
+        Entry("snapshot-export", "archive", "snapshot_export", "Write a snapshot into an archive, for another host."),
+        Entry("snapshot-import", "archive", "snapshot_import", "Make a box of such an archive."),
         Entry("snapshot-remove", "snapshots", "snapshot_remove", "Remove snapshots."),
     ),
     "Guests": (

@@ -144,6 +144,15 @@ class Hypervisor:
         except DomainNotFoundError:
             return None
 
+    def knows(self, uuid: str) -> bool:
+        """Tell whether a domain has this UUID, whoever owns it."""
+        try:
+            with translated(f"look up the domain {uuid}"):
+                self._connection.lookupByUUIDString(uuid)
+        except DomainNotFoundError:
+            return False
+        return True
+
     def domain(self, name: str, state_directory: str) -> Domain | None:
         """Return the domain of our box ``name``, or None; raise ForeignDomainError when it is not ours."""
         domain = self.find(name)

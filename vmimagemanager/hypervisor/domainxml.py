@@ -12,14 +12,14 @@ import hashlib
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lxml import etree
 
 from vmimagemanager.errors import ConfigError
 from vmimagemanager.hypervisor import ramfile, xmltree
 from vmimagemanager.hypervisor.accelerator import Accelerator
-from vmimagemanager.hypervisor.parts import OURS, Parts, lay_over
+from vmimagemanager.hypervisor.parts import OURS, Boot, Parts, lay_over
 from vmimagemanager.hypervisor.ramfile import QEMU, RamFile
 from vmimagemanager.hypervisor.xmltree import child, replace
 from vmimagemanager.units import Size
@@ -159,6 +159,17 @@ class DomainXml:
                 disk.remove(chain)
         return DomainXml(root)
 
+    def without_host(self) -> DomainXml:
+        """Drop what binds a definition to the host that it comes from: emulator, users, the place of the RAM."""
+        root = self._copy()
+        ramfile.remove(root)
+        for path in ("seclabel", "devices/emulator", "metadata"):
+            for one in root.findall(path):
+                parent = one.getparent()
+                if parent is not None:
+                    parent.remove(one)
+        return DomainXml(root)
+
     def with_quick_start(self) -> DomainXml:
         """Ask libvirt for its old, quick query of the CPU at each start (see `SLOW_CPU_QUERY`)."""
         root = self._copy()
@@ -245,8 +256,8 @@ class DomainXml:
     def layout(self) -> str:
         """Return the digest of what the guest's memory depends on: its machine and devices, and where they are.
 
-        What is the box's own (name, UUID, addresses, files) or the host's business (networks, graphics) is left out, so
-        that a clone and an import have the layout of their snapshot.
+        What is the box's own (name, UUID, addresses, files) or the host's business (networks, graphics) is left out,
+        and so is the order of elements: a clone and an import have the layout of their snapshot.
         """
         root = self._copy()
         ramfile.remove(root)
@@ -260,7 +271,7 @@ class DomainXml:
         for path in _CONTENT_IS_NOT_LAYOUT:
             for one in root.findall(path):
                 one.text = None
-        return hashlib.sha512(etree.tostring(root, method="c14n")).hexdigest()
+        return hashlib.sha512(repr(_shape(root)).encode()).hexdigest()
 
     @property
     def mac(self) -> str | None:
@@ -311,9 +322,24 @@ class DomainXml:
         found = (self._root.findtext(f"os/{tag}") for tag in ("kernel", "initrd"))
         return tuple(Path(text) for text in found if text)
 
+    @property
+    def boot(self) -> Boot:
+        """Return what the domain boots directly, if it does."""
+        kernel, initrd, command_line = (self._root.findtext(f"os/{tag}") for tag in ("kernel", "initrd", "cmdline"))
+        return Boot(
+            kernel=Path(kernel) if kernel else None,
+            initrd=Path(initrd) if initrd else None,
+            command_line=command_line or "",
+        )
+
     def text(self) -> str:
         etree.cleanup_namespaces(self._root)
         return etree.tostring(self._root, pretty_print=True, encoding="unicode")
 
     def _copy(self) -> Element:
         return copy.deepcopy(self._root)
+
+
+def _shape(element: Element) -> tuple[str, list[tuple[str, str]], str, list[Any]]:
+    attributes = sorted((str(name), str(value)) for name, value in element.attrib.items())
+    return str(element.tag), attributes, (element.text or "").strip(), sorted(map(_shape, element.iterchildren("*")))

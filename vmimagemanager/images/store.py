@@ -27,9 +27,9 @@ from vmimagemanager.images import catalogue, debian, manifest
 from vmimagemanager.images.blobs import Blobs, digest_of
 from vmimagemanager.images.layout import COMMAND_LINE
 from vmimagemanager.images.manifest import Image
-from vmimagemanager.images.progress import Progress, silent
 from vmimagemanager.images.stage import stage, stale
 from vmimagemanager.locks import FileLock
+from vmimagemanager.progress import Progress, silent
 from vmimagemanager.units import Size
 
 _log = logging.getLogger(__name__)

@@ -4,7 +4,16 @@ from vmimagemanager.snapshots.catalogue import Snapshot, find, listing, names, s
 from vmimagemanager.snapshots.interrupted import leftovers, settle
 from vmimagemanager.snapshots.layers import stand_on
 from vmimagemanager.snapshots.manifest import Manifest
-from vmimagemanager.snapshots.store import Restored, Taken, remove, require_files, require_memory, restore, take
+from vmimagemanager.snapshots.store import (
+    Restored,
+    Taken,
+    hindrances,
+    remove,
+    require_platform,
+    require_whole,
+    restore,
+    take,
+)
 from vmimagemanager.snapshots.subject import STATE_LIMIT, Subject
 
 __all__ = [
@@ -15,12 +24,13 @@ __all__ = [
     "Subject",
     "Taken",
     "find",
+    "hindrances",
     "leftovers",
     "listing",
     "names",
     "remove",
-    "require_files",
-    "require_memory",
+    "require_platform",
+    "require_whole",
     "restore",
     "settle",
     "stand_on",

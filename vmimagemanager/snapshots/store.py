@@ -25,6 +25,7 @@ from vmimagemanager.durable import (
     translate_os_errors,
 )
 from vmimagemanager.errors import SnapshotError, SpaceError, StateError, VmimError
+from vmimagemanager.hypervisor import launch
 from vmimagemanager.hypervisor.connection import Hypervisor
 from vmimagemanager.hypervisor.domain import Domain, DomainState
 from vmimagemanager.hypervisor.domainxml import DomainXml
@@ -157,8 +158,8 @@ def restore(
             engine=Engine.DISK,
             why_not=(*manifest.why_not, f"{manifest.engine}: The disk alone was asked for."),
         )
-    require_files(folder, snapshot, manifest)
-    require_memory(subject.hypervisor, folder, manifest)
+    require_whole(folder, manifest)
+    require_platform(subject.hypervisor, folder, manifest)
     _require_room(folder, manifest)
     watch = Stopwatch()
     if domain is not None:
@@ -201,7 +202,19 @@ def restore(
     )
 
 
-def require_memory(hypervisor: Hypervisor, folder: BoxFolder, manifest: Manifest) -> None:
+def require_whole(folder: BoxFolder, manifest: Manifest) -> None:
+    """Raise StateError when a file of a snapshot is missing, SnapshotError when one of its memory was altered."""
+    snapshot = folder.snapshot(manifest.name)
+    require_files(folder, snapshot, manifest)
+    if manifest.engine is Engine.DISK:
+        return
+    altered = seal.broken(snapshot, manifest.seals)
+    if altered:
+        address = Address(folder.name, manifest.name)
+        raise SnapshotError(f"The snapshot '{address}' was altered: {' '.join(altered)}", hint=_disk_hint(address))
+
+
+def require_platform(hypervisor: Hypervisor, folder: BoxFolder, manifest: Manifest) -> None:
     """Raise SnapshotError unless a snapshot's memory can be brought back here, as far as that can be told beforehand.
 
     One that consists of a disk alone has none to bring back.
@@ -209,14 +222,22 @@ def require_memory(hypervisor: Hypervisor, folder: BoxFolder, manifest: Manifest
     if manifest.engine is Engine.DISK:
         return
     address = Address(folder.name, manifest.name)
-    hint = f"Its disk can be booted: vmimagemanager restore --disk {address}"
-    snapshot = folder.snapshot(manifest.name)
-    altered = seal.broken(snapshot, manifest.seals)
-    if altered:
-        raise SnapshotError(f"The snapshot '{address}' was altered: {' '.join(altered)}", hint=hint)
-    differ = platform.differences(manifest.platform, hypervisor, DomainXml.read(snapshot.definition))
-    if differ:
-        raise SnapshotError(f"The memory of '{address}' cannot be brought back here: {' '.join(differ)}", hint=hint)
+    found = hindrances(hypervisor, manifest, DomainXml.read(folder.snapshot(manifest.name).definition))
+    if found:
+        message = f"The memory of '{address}' cannot be brought back here: {' '.join(found)}"
+        raise SnapshotError(message, hint=_disk_hint(address))
+
+
+def hindrances(hypervisor: Hypervisor, manifest: Manifest, definition: DomainXml) -> tuple[str, ...]:
+    """Return, as whole sentences, why a snapshot cannot be brought back on this host; nothing when it can."""
+    found = platform.differences(manifest.platform, hypervisor, definition)
+    if manifest.engine is Engine.LIVE and not launch.ram_may_be_a_file(hypervisor):
+        return (*found, f"{hypervisor.host.confined_by} keeps QEMU from files that libvirt does not name.")
+    return found
+
+
+def _disk_hint(address: Address) -> str:
+    return f"Its disk can be booted: vmimagemanager restore --disk {address}"
 
 
 def remove(folder: BoxFolder, name: str) -> None:
