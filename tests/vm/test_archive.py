@@ -6,6 +6,7 @@ The other state directory is what another host would have; libvirt is the same o
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -295,6 +296,34 @@ def test_a_description_that_makes_no_sense_is_refused(
     assert nothing_is_left(there)
 
 
+def wrong_types(folder: Path) -> None:
+    text = (folder / "manifest.toml").read_text()
+    (folder / "manifest.toml").write_text(re.sub(r"(?m)^created = .*$", 'created = "yesterday"', text))
+
+
+def test_a_manifest_of_other_types_is_refused_without_trust_too(
+    exported: bytes, members: dict[str, Path], there: Manager, file: Path, tmp_path: Path
+) -> None:
+    wrong_types(tmp_path / "snapshot")
+    packed(file, about(exported, tmp_path), members)
+    with pytest.raises(SnapshotError, match="the snapshot's manifest cannot be read"):
+        there.import_snapshot(file, name=new_name())
+    assert nothing_is_left(there)
+
+
+def test_an_import_does_not_become_the_latest_generation_of_an_image_of_ours(
+    exported: bytes, members: dict[str, Path], there: Manager, file: Path
+) -> None:
+    file.write_bytes(exported)
+    name = new_name()
+    ours = there.images.add(name, members[archive.DISK])
+    for trust in (False, True):
+        with pytest.raises(ImageError, match=f"There is an image '{name}' already"):
+            there.import_snapshot(file, name=name, trust=trust)
+    assert [image.address for image in there.images.list()] == [ours.address]
+    assert there.boxes() == ()
+
+
 def test_hooks_and_files_of_the_host_do_not_travel(
     exported: bytes, members: dict[str, Path], there: Manager, file: Path, tmp_path: Path
 ) -> None:
@@ -330,5 +359,6 @@ def test_after_a_kill_at_any_moment_of_an_import_the_next_one_works_and_nothing_
     there.import_snapshot(file, name=name, trust=True)
     assert there.box(name).restore("clean").proven
     assert len(there.images.list()) == 1
-    assert [path.name for path in there.site.state.boxes.iterdir()] == [name]
-    assert not [path for path in (there.state_directory / "stage" / "images").iterdir() if path.is_dir()]
+    assert there.gc() == ()
+    examined = there.fsck()
+    assert (examined.findings, examined.put_right) == ((), ())

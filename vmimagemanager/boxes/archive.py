@@ -11,6 +11,7 @@ import logging
 import re
 import secrets
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,16 +23,26 @@ from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.config import BoxSettings, Engine
 from vmimagemanager.deadline import Stopwatch
-from vmimagemanager.durable import make_folder, new_file, remove_tree, replace_file, require_space, translate_os_errors
-from vmimagemanager.errors import BoxError, HypervisorError, SnapshotError, StateError, UsageError
+from vmimagemanager.durable import (
+    make_folder,
+    new_file,
+    occupied,
+    remove_tree,
+    replace_file,
+    require_space,
+    translate_os_errors,
+)
+from vmimagemanager.errors import BoxError, HypervisorError, ImageError, SnapshotError, StateError, UsageError
 from vmimagemanager.hypervisor import accelerator, launch
 from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.images import Image
 from vmimagemanager.images.stage import stage
 from vmimagemanager.names import Address
 from vmimagemanager.progress import Progress
 from vmimagemanager.snapshots import Manifest, parcel, seal
 from vmimagemanager.snapshots.parcel import Parcel
+from vmimagemanager.snapshots.platform import Platform
 from vmimagemanager.state import BoxFolder, SnapshotFolder
 from vmimagemanager.units import Size
 
@@ -48,6 +59,7 @@ _HARMLESS = {MANIFEST, KERNEL, INITRD, DISK}
 _NEEDED_BY = {Engine.LIVE: {"snapshot/state", RAM}, Engine.SAVED: {"snapshot/saved"}, Engine.DISK: set()}
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
 _SMALL = Size(1 << 20)
+_IMPORTED = "Imported from"
 # Hooks, XML and stylesheets are files and commands of the host: they stay there.
 _SETTINGS = ("description", "ram", "cpus", "network", "user", "boot-timeout", "down-timeout", "ssh-timeout")
 
@@ -111,9 +123,13 @@ def export(site: Site, record: BoxRecord, name: str, target: Path, *, progress: 
     snapshots.require_whole(folder, manifest)
     definition = DomainXml.read(snapshot.definition)
     if len(definition.disks()) != 1:
-        raise SnapshotError(f"The box '{record.name}' has {len(definition.disks())} disks, and one can be exported.")
-    chain = Size(sum(disks.info(link).actual_size.bytes for link in disks.chain(folder.layer(manifest.layer))))
-    require_space(site.state.path, chain, purpose="The flattened disk")
+        raise SnapshotError(
+            f"The box '{record.name}' has {len(definition.disks())} disks, and a box with one can be exported.",
+            hint="Copy the other disks by other means, and take a snapshot of a box without them.",
+        )
+    chain = sum(disks.info(link).actual_size.bytes for link in disks.chain(folder.layer(manifest.layer)))
+    require_space(site.state.path, Size(chain), purpose="The flattened disk")
+    require_space(target.parent, Size(chain + occupied(snapshot.path).bytes), purpose=f"The archive '{target.name}'")
     with stage(site.state.path, purpose=f"exporting '{Address(record.name, name)}'") as own:
         progress("flattening the disk", 0.0)
         disk = own / "disk.qcow2"
@@ -155,8 +171,10 @@ def receive(site: Site, archive: Parcel, name: str, *, trust: bool, progress: Pr
             f"There is a box, or a domain of libvirt's, '{name}' already.",
             hint="Give the imported one another name: snapshot-import --as NAME",
         )
-    for leftover in site.state.boxes.glob(f".{name}.*"):  # of an import that was killed
-        remove_tree(leftover)
+    for entry in site.state.boxes.glob(f".{name}.*"):  # of an import that was killed
+        if entry.name.removeprefix(f".{name}.").isdecimal():
+            remove_tree(entry)
+    _refuse_foreign_image(site, name)
     sizes = {member.name: member.size for member in archive.members}
     needed = Size(sum(sizes.values()) + 2 * sizes[DISK])
     require_space(site.state.path, needed, purpose=f"Importing '{name}'")
@@ -170,7 +188,8 @@ def receive(site: Site, archive: Parcel, name: str, *, trust: bool, progress: Pr
                 _make(site, own, about, unpacked, image=image, name=name)
         except BaseException:
             if not site.state.box(name).path.exists():
-                site.images.remove(image.address, used_by=lambda: define.blobs_in_use(site))
+                with suppress(ImageError):  # somebody has made a box of it meanwhile
+                    site.images.remove(image.address, used_by=lambda: define.blobs_in_use(site))
             raise
     progress("done", 1.0)
     manifest = unpacked.manifest
@@ -267,6 +286,16 @@ def _definition(site: Site, manifest: Manifest, own: Path) -> DomainXml:
     return definition
 
 
+def _refuse_foreign_image(site: Site, name: str) -> None:
+    """Raise ImageError when the disk would become the latest generation of an image that was not imported."""
+    own = [image for image in site.images.list() if image.name == name.lower()]
+    if any(not image.description.startswith(_IMPORTED) for image in own):
+        raise ImageError(
+            f"There is an image '{name.lower()}' already, and boxes would be made of the imported one instead.",
+            hint="Give the imported box another name: snapshot-import --as NAME",
+        )
+
+
 def _image(site: Site, own: Path, about: _Origin, name: str) -> Image:
     """Make the disk a generation of an image that is named like the box, or find it from an import that was killed."""
     kernel, initrd = (path if (path := own / member).exists() else None for member in (KERNEL, INITRD))
@@ -279,7 +308,7 @@ def _image(site: Site, own: Path, about: _Origin, name: str) -> Image:
         command_line=about.command_line,
         agent=True,
         user=about.settings.user,
-        description=f"The disk of {Address(about.box, about.snapshot)}, imported",
+        description=f"{_IMPORTED} {Address(about.box, about.snapshot)}",
     )
     for other in site.images.list():
         if other.name == image.name and other.generation < image.generation and other.digests == image.digests:
@@ -296,7 +325,13 @@ def _make(site: Site, own: Path, about: _Origin, unpacked: _Unpacked, *, image: 
     if frozen is None:
         reasons = ("The archive was not trusted: its memory was left behind.",) if manifest.running else ()
         manifest = replace(
-            manifest, engine=Engine.DISK, running=False, token="", boot_id="", why_not=(*manifest.why_not, *reasons)
+            manifest,
+            engine=Engine.DISK,
+            running=False,
+            token="",
+            boot_id="",
+            why_not=(*manifest.why_not, *reasons),
+            platform=Platform.of(site.hypervisor, definition),
         )
     else:
         known = site.hypervisor.knows(about.uuid)
@@ -320,9 +355,13 @@ def _make(site: Site, own: Path, about: _Origin, unpacked: _Unpacked, *, image: 
         disks.create_overlay(folder.layer(layer), image.disk)
         folder.layer(layer).chmod(0o444)
         snapshot = SnapshotFolder(make_folder(folder.snapshots / manifest.name, mode=0o711))
-        replace_file(snapshot.definition, definition.text().encode(), mode=0o600)
+        kept = definition
         if frozen is not None:
             _move_memory(site, own, snapshot)
+            if frozen.ram_file is not None:  # a saved memory knows its RAM by the name that such a file has
+                ram = RamFile(path=site.state.box(name).ram, size=frozen.ram, shared=True)
+                kept = definition.with_ram_file(ram)
+        replace_file(snapshot.definition, kept.text().encode(), mode=0o600)
         replace(manifest, layer=layer, seals=seal.seal(snapshot)).write(snapshot)
         return folder.layer(layer)
 

@@ -15,6 +15,13 @@ from vmimagemanager.state import SnapshotFolder
 from vmimagemanager.units import Size
 
 FORMAT = 1
+_TYPES = {
+    **dict.fromkeys(("name", "engine", "owner", "description", "layer", "token", "boot-id"), str),
+    "created": datetime,
+    "running": bool,
+    "ram": int,
+    "why-not": list,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +72,7 @@ class Manifest:
         """Read a snapshot's manifest; raise StateError when it is damaged."""
         record = records.read(folder.manifest, version=FORMAT)
         try:
+            _require_types(record)
             return cls(
                 name=record["name"],
                 engine=Engine(record["engine"]),
@@ -85,3 +93,13 @@ class Manifest:
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise StateError(f"The manifest '{folder.manifest}' is damaged: {error}.") from error
+
+
+def _require_types(record: records.Record) -> None:
+    for key, kind in _TYPES.items():
+        if type(record[key]) is not kind:
+            raise TypeError(f"'{key}' is not of type {kind.__name__}")
+    if record["created"].tzinfo is None:
+        raise ValueError("'created' has no time zone")
+    if not all(type(reason) is str for reason in record["why-not"]):
+        raise TypeError("'why-not' is not a list of texts")
