@@ -18,15 +18,16 @@ from pathlib import Path
 
 import pytest
 
-from vmimagemanager import Box, Manager
+from vmimagemanager import Box, Manager, durable
 from vmimagemanager.boxes import archive
 from vmimagemanager.config import Engine
 from vmimagemanager.durable import new_file
-from vmimagemanager.errors import BoxError, ImageError, SnapshotError, StateError, VmimError
+from vmimagemanager.errors import BoxError, ImageError, SnapshotError, SpaceError, StateError, VmimError
 from vmimagemanager.hypervisor.connection import default_uri
 from vmimagemanager.progress import silent
 from vmimagemanager.snapshots import Manifest, parcel
 from vmimagemanager.state import SnapshotFolder
+from vmimagemanager.units import Size
 
 from .conftest import new_name
 
@@ -339,18 +340,56 @@ def test_hooks_and_files_of_the_host_do_not_travel(
     assert not (tmp_path / "touched").exists()
 
 
+def test_without_space_nothing_is_imported_or_exported(
+    box: Box, exported: bytes, there: Manager, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_bytes(exported)
+    monkeypatch.setattr(durable, "free_space", lambda folder: Size(100 << 20))
+    with pytest.raises(SpaceError, match=r"Importing .* needs .* where 100"):
+        there.import_snapshot(file, name=new_name(), trust=True)
+    assert nothing_is_left(there)
+    file.unlink()
+    with pytest.raises(SpaceError, match=r"The flattened disk needs .* where 100"):
+        box.export_snapshot("clean", file)
+    assert not file.exists()
+
+
+def test_an_export_that_is_killed_leaves_no_archive_and_the_next_one_works(
+    box: Box, manager: Manager, environment: dict[str, str], file: Path
+) -> None:
+    box.disconnect()
+    for seconds in (1.0, 2.5):
+        killed_after(seconds, environment, "snapshot-export", f"{box.name}@clean", str(file))
+        if file.exists():  # a quick machine was done with it
+            verify(file)
+        assert not list(file.parent.glob(f".{file.name}*"))
+        file.unlink(missing_ok=True)
+    box.export_snapshot("clean", file)
+    assert not [path for path in (manager.state_directory / "stage" / "images").iterdir() if path.is_dir()]
+
+
+def verify(file: Path) -> None:
+    with parcel.opened(file, known=archive.MEMBERS) as opened:
+        for member in opened.members:
+            opened.receive(member, None)
+        opened.finish()
+
+
+def killed_after(seconds: float, environment: dict[str, str], *words: str) -> None:
+    program = "import sys; from vmimagemanager.cli import main; sys.exit(main())"
+    with subprocess.Popen([sys.executable, "-c", program, *words], env={**os.environ, **environment}) as child:
+        time.sleep(seconds)
+        child.send_signal(signal.SIGKILL)
+
+
 def test_after_a_kill_at_any_moment_of_an_import_the_next_one_works_and_nothing_is_left(
     exported: bytes, there: Manager, file: Path
 ) -> None:
     file.write_bytes(exported)
-    program = "import sys; from vmimagemanager.cli import main; sys.exit(main())"
-    environment = {**os.environ, "VMIM_STATE_DIR": str(there.state_directory), "VMIM_URI": default_uri()}
+    environment = {"VMIM_STATE_DIR": str(there.state_directory), "VMIM_URI": default_uri()}
     name = new_name()
     for seconds in (0.8, 1.6, 2.4, 3.2, 4.0, 4.8):
-        words = ["snapshot-import", str(file), "--as", name, "--trust"]
-        with subprocess.Popen([sys.executable, "-c", program, *words], env=environment) as child:
-            time.sleep(seconds)
-            child.send_signal(signal.SIGKILL)
+        killed_after(seconds, environment, "snapshot-import", str(file), "--as", name, "--trust")
         assert there.boxes() in ((), (name,))
         if there.boxes():
             break
