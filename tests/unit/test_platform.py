@@ -78,6 +78,7 @@ def frozen(of: DomainXml | None = None, *, here: Elsewhere | None = None) -> Pla
 def test_where_nothing_differs_nothing_is_said() -> None:
     assert Elsewhere().compared(frozen(), definition()) == ()
     assert Elsewhere(qemu="8.0.0").compared(frozen(), definition()) == ()
+    assert Elsewhere(qemu="7.2.0").compared(replace(frozen(), qemu="7.2.22"), definition()) == ()
 
 
 @pytest.mark.parametrize(

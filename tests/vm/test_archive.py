@@ -277,6 +277,8 @@ def test_a_snapshot_that_cannot_run_here_is_refused_with_the_reason_before_anyth
         ({"box": "../up"}, "its manifest does not describe a box"),
         ({"uuid": "no uuid"}, "its manifest does not describe a box"),
         ({"mac": "52:54:00:00:00:0g"}, "its manifest does not describe a box"),
+        ({"mac": 5}, "its manifest does not describe a box"),
+        ({"settings": "none"}, "its manifest does not describe a box"),
         ({"command-line": "root=/dev/vda\nquiet"}, "its manifest does not describe a box"),
         ({"settings": {"ram": "a lot"}}, "its manifest does not describe a box"),
         ({"snapshot": "other"}, "the snapshot's manifest is that of another one"),

@@ -205,9 +205,13 @@ def _files(folder: BoxFolder, snapshot: SnapshotFolder, definition: DomainXml, d
         DISK: disk,
         **{key: folder.path / key for key in KEYS},
     }
-    places |= {member: snapshot.path / Path(member).name for member in (MANIFEST, DEFINITION, *MEMORY)}
+    places |= {member: _place(snapshot, member) for member in (MANIFEST, DEFINITION, *MEMORY)}
     found = ((member, places[member]) for member in MEMBERS)
     return {member: place for member, place in found if place is not None and place.exists()}
+
+
+def _place(snapshot: SnapshotFolder, member: str) -> Path:
+    return snapshot.path / member.removeprefix("snapshot/")
 
 
 def _origin(archive: Parcel) -> _Origin:
@@ -226,10 +230,10 @@ def _origin(archive: Parcel) -> _Origin:
             command_line=record["command-line"],
             settings=BoxSettings.from_record(settings, source="the archive"),
         )
+        if not _MAC.fullmatch(found.mac) or not found.command_line.isprintable():
+            raise ValueError("its MAC address or its kernel command line")
     except (KeyError, TypeError, ValueError, AttributeError, UsageError, StateError) as error:
-        raise _malformed(f"its manifest does not describe a box: {error}") from error
-    if not _MAC.fullmatch(found.mac) or not found.command_line.isprintable():
-        raise _malformed("its manifest does not describe a box")
+        raise _malformed(f"its manifest does not describe a box: {str(error).rstrip('.')}") from error
     return found
 
 
@@ -374,7 +378,7 @@ def _move_memory(site: Site, own: Path, snapshot: SnapshotFolder) -> None:
         source = own / member
         if source.exists():
             with translate_os_errors("move", source):
-                source.rename(snapshot.path / source.name)
+                source.rename(_place(snapshot, member))
     if snapshot.ram.exists():
         launch.give_to_qemu(site.hypervisor, snapshot.ram)
 

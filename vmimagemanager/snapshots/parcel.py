@@ -32,7 +32,7 @@ _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
 _LONGEST_MANIFEST = 1 << 20
 _LARGEST_WINDOW = 1 << 27  # what a decompressor may be made to use, in bytes
-_LEVEL = 1  # a RAM shrinks to a fifth; level 3 makes it 5 % smaller and takes twice as long
+_LEVEL = 1  # a RAM shrinks to 32 %; level 3 makes that 29 %, in three times as long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

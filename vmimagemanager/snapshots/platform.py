@@ -92,4 +92,5 @@ def differences(frozen: Platform, hypervisor: Hypervisor, definition: DomainXml)
 
 
 def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+    # A stable release, the third number, does not change what machines are, nor how they are written.
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
