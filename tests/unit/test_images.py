@@ -372,6 +372,14 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
+def test_what_is_there_already_is_added_again_only_when_it_is_not_to_be_reused(store: ImageStore, disk: Path) -> None:
+    first = store.add("mine", disk, kernel=disk)
+    assert store.add("mine", disk, kernel=disk, reuse=True) == first
+    assert store.add("mine", disk, kernel=disk).generation == 2
+    assert store.add("mine", disk, kernel=disk, command_line="quiet", reuse=True).generation == 3
+    assert store.add("mine", disk, reuse=True).generation == 4
+
+
 def test_an_added_image_is_a_copy(store: ImageStore, disk: Path) -> None:
     image = store.add("mine", disk, description="my own")
     disk.unlink()

@@ -303,7 +303,7 @@ def _refuse_foreign_image(site: Site, name: str) -> None:
 def _image(site: Site, own: Path, about: _Origin, name: str) -> Image:
     """Make the disk a generation of an image that is named like the box, or find it from an import that was killed."""
     kernel, initrd = (path if (path := own / member).exists() else None for member in (KERNEL, INITRD))
-    image = site.images.add(
+    return site.images.add(
         name.lower(),
         own / DISK,
         disk_format="qcow2",
@@ -313,12 +313,8 @@ def _image(site: Site, own: Path, about: _Origin, name: str) -> Image:
         agent=True,
         user=about.settings.user,
         description=f"{_IMPORTED} {Address(about.box, about.snapshot)}",
+        reuse=True,
     )
-    for other in site.images.list():
-        if other.name == image.name and other.generation < image.generation and other.digests == image.digests:
-            site.images.remove(image.address, used_by=lambda: define.blobs_in_use(site))
-            return other
-    return image
 
 
 def _make(site: Site, own: Path, about: _Origin, unpacked: _Unpacked, *, image: Image, name: str) -> None:
