@@ -143,6 +143,11 @@ class Leases:
         """Return the lock of whoever keeps spares of a snapshot, ``web@clean``, ready."""
         return FileLock(self._state.locks / f"{snapshot}.lock")  # no name of a box has an '@' in it
 
+    def pools(self, box: str) -> dict[str, Holder]:
+        """Return who keeps spares of a box's snapshots ready, by the snapshots' addresses."""
+        locks = sorted(self._state.locks.glob(f"{box}@*.lock"))
+        return {lock.stem: holder for lock in locks if (holder := FileLock(lock).holder()) is not None}
+
     def new_names(self, prefix: str, count: int, *, taken: Callable[[str], bool]) -> tuple[Lease, ...]:
         """Lease ``count`` names that nobody uses: ``prefix`` and the first numbers from 1 that are not ``taken``."""
         leases: list[Lease] = []

@@ -53,7 +53,7 @@ class Pool:
         self._box = box
         self._notice = notice
         self._catalogue = spares.Catalogue(site, address)
-        self._known: frozenset[str] = frozenset()
+        self._known: set[str] = set()
         self._failure: Exception | None = None
         self._changed, self._closing, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._require_snapshot()
@@ -96,7 +96,9 @@ class Pool:
 
     def serve(self) -> None:
         """Keep spares ready for other processes until this one is interrupted, or the snapshot is no more."""
-        self._ended.wait()
+        # Python handles signals in the main thread alone, and one that the kernel gives to the other wakes nobody here.
+        while not self._ended.wait(_LOOK):
+            pass
         self._raise_failure()
 
     def close(self) -> None:
@@ -150,7 +152,7 @@ class Pool:
         for name in sorted(self._known.difference(ready)):
             self._tell(f"{name}: taken")
         sound = [name for name in ready if name in self._known or spares.is_paused(self._site, name)]
-        self._known = frozenset(sound[: self.size])
+        self._known = set(sound[: self.size])
         for name in sorted(self._known.symmetric_difference(ready)):
             self._remove(name)
         for name in self._catalogue.leftovers():
@@ -169,6 +171,7 @@ class Pool:
         watch = Stopwatch()
         record = self._site.record(self.address.box)
         spares.make(self._site, record, self._require_snapshot(), lease)
+        self._known.add(lease.box)
         self._tell(f"{lease.box}: ready in {watch.total:.2f} s")
 
     def _remove(self, name: str) -> None:
