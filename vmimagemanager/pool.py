@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -47,7 +48,8 @@ class Pool:
             raise UsageError(f"A pool of {size} spares cannot be kept: expected 1 or more.")
         self.address = address
         self.size = size
-        self._site = site
+        self._takers = site
+        self._site = replace(site)  # with a connection of its own
         self._overcommit = overcommit
         self._wait = wait
         self._box = box
@@ -66,7 +68,7 @@ class Pool:
         try:
             self._missing()
         except BaseException:
-            self._lock.release()
+            self._end()
             raise
         self._thread = threading.Thread(target=self._keep_ready, name=f"pool of {address}", daemon=True)
         self._thread.start()
@@ -77,7 +79,7 @@ class Pool:
         Raises LeaseError when none is ready within ``wait`` (not scaled), or at once what keeps them from being made.
         """
         limit = self._wait if wait is None else wait
-        lease = spares.acquire(self._site, self.address, limit, check=self._raise_failure)
+        lease = spares.acquire(self._takers, self.address, limit, check=self._raise_failure)
         self._changed.set()
         return self._box(lease)
 
@@ -111,7 +113,7 @@ class Pool:
         try:
             tuple(fork.in_parallel(self._remove, self.ready()))
         finally:
-            self._lock.release()
+            self._end()
 
     def __enter__(self) -> Pool:
         return self
@@ -142,8 +144,10 @@ class Pool:
             tuple(fork.in_parallel(self._make, names))
             self._failure = None
         except VmimError as error:
-            self._tell(f"A spare of '{self.address}' could not be made: {error}")
+            if str(error) != str(self._failure):
+                self._tell(f"A spare of '{self.address}' could not be made, and is tried again: {error}")
             self._failure = error
+            self._site.close()  # libvirt may have been started anew
         return self._failure is None
 
     def _missing(self) -> int:
@@ -177,6 +181,10 @@ class Pool:
     def _remove(self, name: str) -> None:
         if spares.remove(self._site, name, only=lambda record: record.spare != ""):
             self._tell(f"{name}: removed")
+
+    def _end(self) -> None:
+        self._lock.remove()
+        self._site.close()
 
     def _require_snapshot(self) -> Manifest:
         return fork.forkable(self._site, self._site.record(self.address.box), self.address.snapshot)

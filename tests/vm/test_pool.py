@@ -139,6 +139,20 @@ def test_a_spare_that_has_died_is_thrown_away_and_the_next_one_taken(box: Box, m
     assert left(manager, box) == ()
 
 
+def test_a_pool_connects_again_when_libvirt_was_started_anew(
+    box: Box, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmimagemanager.pool._RETRY", 0.5)
+    said: list[str] = []
+    with manager.pool(f"{box.name}@clean", size=1, notice=said.append) as pool:
+        pool.fill(AT_MOST)
+        pool._site.hypervisor.close()  # what is left of a connection whose other end is gone
+        pool.acquire(wait=NOW).release()
+        wait_for("a spare", lambda: pool.ready() != ())
+        assert any(line.startswith(f"A spare of '{box.name}@clean' could not be made, and is tried") for line in said)
+    assert left(manager, box) == ()
+
+
 def test_a_spare_that_shows_another_token_is_thrown_away(box: Box, manager: Manager) -> None:
     with manager.pool(f"{box.name}@clean", size=1) as pool:
         pool.fill(AT_MOST)
@@ -203,14 +217,18 @@ def test_the_spares_of_a_killed_holder_are_known_and_kept_by_the_next_one(
     box: Box, manager: Manager, start: Start
 ) -> None:
     address = f"{box.name}@clean"
+    manager.gc(remove=True)
     holder = start("pool", address, "--size", "3", "-q")
     catalogue = spares.Catalogue(manager.site, Address.parse(address))
     wait_for("three spares", lambda: len(catalogue.ready()) == 3)
     dead, stale, kept = (manager.site.record(name) for name in catalogue.ready())
-    assert spares.has_holder(manager.site, kept)
+    assert manager.gc() == ()
     holder.kill()
     assert holder.communicate() == ("", "")
-    assert not spares.has_holder(manager.site, kept)
+    assert [entry.what for entry in manager.gc()] == [
+        f"the lock of '{address}', which is gone or was never made",
+        *(f"the clone '{one.name}', whose process has ended" for one in (dead, stale, kept)),
+    ]
     domain = manager.site.domain(dead.name)
     assert domain is not None
     domain.end()
