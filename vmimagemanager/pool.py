@@ -139,9 +139,9 @@ class Pool:
     def _refilled(self) -> bool:
         try:
             missing = self._missing()
-            prefix = f"{self.address.box}-"
-            names = Leases(self._site.state).new_names(prefix, missing, taken=self._site.taken) if missing else ()
-            tuple(fork.in_parallel(self._make, names))
+            if missing:
+                leases, prefix = Leases(self._site.state), spares.prefix(self.address)
+                tuple(fork.in_parallel(self._make, leases.new_names(prefix, missing, taken=self._site.taken)))
             self._failure = None
         except VmimError as error:
             if str(error) != str(self._failure):
@@ -164,8 +164,7 @@ class Pool:
                 self._tell(f"{name}: removed, the process that had it has ended")
         missing = self.size - len(self._known)
         if missing and not self._overcommit:
-            manifest = self._require_snapshot()
-            fork.require_memory(missing, manifest.ram)
+            fork.require_memory(missing, self._require_snapshot().ram)
         return missing
 
     def _make(self, lease: Lease) -> None:

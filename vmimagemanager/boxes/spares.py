@@ -37,6 +37,11 @@ def has_holder(site: Site, record: BoxRecord) -> bool:
     return record.spare != "" and Leases(site.state).pool(record.fork_of).holder() is not None
 
 
+def prefix(address: Address) -> str:
+    """Return what the names of a snapshot's spares begin with, before a number."""
+    return f"{address.box}-"
+
+
 def make(site: Site, record: BoxRecord, manifest: Manifest, lease: Lease) -> None:
     """Make a clone under a leased name, pause it once it is proven, and give the lease up; on failure nothing is left.
 
@@ -92,11 +97,15 @@ def acquire(site: Site, address: Address, wait: timedelta, *, check: Callable[[]
 
 
 class Catalogue:
-    """The clones of one snapshot, as their records tell; looking again costs little where nothing has changed."""
+    """The clones of one snapshot under names that a pool gives, as their records tell.
+
+    Only records that are new since the last look are read.
+    """
 
     def __init__(self, site: Site, address: Address) -> None:
         self._site = site
         self._address = str(address)
+        self._prefix = prefix(address)
         self._seen: dict[str, tuple[tuple[int, int], BoxRecord | None]] = {}
 
     def ready(self) -> tuple[str, ...]:
@@ -110,7 +119,7 @@ class Catalogue:
         return tuple(name for name in temporary if leases.holder(name) is None)
 
     def _clones(self) -> list[tuple[str, BoxRecord]]:
-        names = self._site.state.box_names()
+        names = [name for name in self._site.state.box_names() if name.startswith(self._prefix)]
         self._seen = {name: seen for name in names if (seen := self._look(name)) is not None}
         return [(name, record) for name, (_, record) in self._seen.items() if record is not None]
 
