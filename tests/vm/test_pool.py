@@ -139,20 +139,6 @@ def test_a_spare_that_has_died_is_thrown_away_and_the_next_one_taken(box: Box, m
     assert left(manager, box) == ()
 
 
-def test_a_pool_connects_again_when_libvirt_was_started_anew(
-    box: Box, manager: Manager, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vmimagemanager.pool._RETRY", 0.5)
-    said: list[str] = []
-    with manager.pool(f"{box.name}@clean", size=1, notice=said.append) as pool:
-        pool.fill(AT_MOST)
-        pool._site.hypervisor.close()  # what is left of a connection whose other end is gone
-        pool.acquire(wait=NOW).release()
-        wait_for("a spare", lambda: pool.ready() != ())
-        assert any(line.startswith(f"A spare of '{box.name}@clean' could not be made, and is tried") for line in said)
-    assert left(manager, box) == ()
-
-
 def test_a_spare_that_shows_another_token_is_thrown_away(box: Box, manager: Manager) -> None:
     with manager.pool(f"{box.name}@clean", size=1) as pool:
         pool.fill(AT_MOST)
