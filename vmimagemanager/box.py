@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from vmimagemanager import names
 from vmimagemanager.config import BoxSettings, Moment
-from vmimagemanager.errors import GuestError, UsageError
+from vmimagemanager.errors import BoxError, BoxNotFoundError, GuestError, StateError, UsageError
 from vmimagemanager.leases import Hold, Lease, Leases, owner
 from vmimagemanager.progress import Progress, silent
 
@@ -364,10 +364,14 @@ class Box:
             session.close()
 
     def release(self) -> None:
-        """End the connection and the lease."""
+        """End the connection and the lease; a temporary box, such as a clone, is removed with it."""
         self.disconnect()
-        if self._lease is not None:
-            self._lease.release()
+        if self._lease is not None and self._lease.active:
+            try:
+                if self._is_temporary():
+                    self.undefine(force=True)
+            finally:
+                self._lease.release()
 
     def __enter__(self) -> Box:
         return self
@@ -381,6 +385,12 @@ class Box:
 
     def _record(self) -> BoxRecord:
         return self._site.record(self.name)
+
+    def _is_temporary(self) -> bool:
+        try:
+            return self._record().temporary
+        except (BoxNotFoundError, StateError):  # it was removed, or is damaged
+            return False
 
     def _settled(self, record: BoxRecord) -> Domain | None:
         from vmimagemanager import snapshots
@@ -397,6 +407,11 @@ class Box:
         self._record()  # its time limits are those of waiting for the lease, too
         with self._leased():
             record = self._record()
+            if record.spare:
+                raise BoxError(
+                    f"The box '{self.name}' is a spare of '{record.fork_of}', which waits to be taken.",
+                    hint=f"Take one: vmimagemanager acquire {record.fork_of}",
+                )
             if log:
                 with operations.logged(self._site.state.box(self.name), verb) as entry:
                     yield record, entry

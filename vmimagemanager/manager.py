@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmimagemanager.boxes.fsck import Examination
     from vmimagemanager.boxes.site import Site
     from vmimagemanager.images import ImageStore
+    from vmimagemanager.pool import Pool
 
 
 class Manager:
@@ -166,7 +167,40 @@ class Manager:
             lambda: (name for name in self.boxes() if not clone(name)) if chosen is None else chosen,
             self.wait if wait is None else wait,
         )
-        return self._box(lease.box, lease)
+        return self._leased_box(lease)
+
+    def pool(
+        self,
+        snapshot: str,
+        *,
+        size: int,
+        overcommit: bool = False,
+        notice: Callable[[str], None] | None = None,
+    ) -> Pool:
+        """Keep ``size`` paused clones of a live snapshot, ``web@clean``, ready to be taken; a context manager.
+
+        They are made by a thread of this process, which tells ``notice`` what comes and goes, and can be taken by any
+        process.  Raises LeaseError that names the holder when there is such a pool already, SnapshotError for a
+        snapshot that is not a live one, SpaceError when they could exceed the host's memory (unless ``overcommit``).
+        """
+        from vmimagemanager.pool import Pool
+
+        address = names.Address.parse(snapshot)
+        return Pool(
+            self.site, address, size, overcommit=overcommit, wait=self.wait, box=self._leased_box, notice=notice
+        )
+
+    def spare(self, snapshot: str, *, wait: timedelta | None = None) -> Box:
+        """Take a spare of a snapshot, ``web@clean``, from the pool that some process holds; a context manager.
+
+        The clone that is returned runs, proven and with its clock right, and is leased by this process; its release
+        removes it, unless `Box.keep` was called.  Raises LeaseError when none is ready within ``wait``, BoxError when
+        there is none and nobody holds a pool.
+        """
+        from vmimagemanager.boxes import spares
+
+        limit = self.wait if wait is None else wait
+        return self._leased_box(spares.acquire(self.site, names.Address.parse(snapshot), limit))
 
     def fsck(self) -> Examination:
         """Undo what killed processes left half done, then examine the state directory against itself and libvirt."""
@@ -196,6 +230,9 @@ class Manager:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _leased_box(self, lease: Lease) -> Box:
+        return self._box(lease.box, lease)
 
     def _box(self, name: str, lease: Lease | None = None) -> Box:
         box = Box(self.site, name, lease=lease, wait=self.wait, hooks=self.hooks)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 from vmimagemanager import BoxSettings, Manager
 from vmimagemanager.config import Hook, Moment, Place
 from vmimagemanager.units import Size
 
+LIMIT = timedelta(minutes=2)
 CANARY, MEMORY = "/root/canary", "/run/canary"
 
 
@@ -31,6 +33,8 @@ def live(manager: Manager, name: str) -> dict[str, object]:
         seen["restored"] = [restored.engine, restored.proven, list(restored.why_not)]
         seen["left"] = [box.run(["test", "-e", path], check=False).status for path in (CANARY, MEMORY)]
         seen["same boot"] = box.run(["cat", "/proc/sys/kernel/random/boot_id"]).text == boot_id
+        with manager.pool(f"{name}@clean", size=1) as pool, pool.acquire(wait=LIMIT) as spare:
+            seen["spare"] = spare.run(["hostname"]).text.strip()
         seen["ssh"] = box.show().ssh
         seen["forced"] = box.down().forced
         seen["state"] = box.show().state

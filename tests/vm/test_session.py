@@ -132,7 +132,7 @@ def check(seen: dict[str, object], name: str) -> None:
     assert isinstance(ssh, list | tuple)
     assert up[:2] == [True, True]
     assert ssh[0] == "127.0.0.1"
-    assert seen == {**SEEN, "taken": ["live", name]}
+    assert seen == {**SEEN, "taken": ["live", name], "spare": f"{name}-1"}
 
 
 @pytest.mark.root

@@ -23,7 +23,7 @@ from vmimagemanager.guest.repair import CloneIdentity, new_token
 from vmimagemanager.hypervisor import launch, memory
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.ramfile import RamFile
-from vmimagemanager.leases import owner
+from vmimagemanager.leases import Leases, owner
 from vmimagemanager.names import Address
 from vmimagemanager.snapshots import Manifest
 from vmimagemanager.units import Size
@@ -117,10 +117,16 @@ def is_clone(site: Site, name: str) -> bool:
 
 
 def refuse_clones(site: Site, box: str, snapshot: str | None = None) -> None:
-    """Raise BoxError that names the clones which stand on a box, or on one of its snapshots."""
+    """Raise BoxError that names the clones which stand on a box, or on one of its snapshots, or who makes more."""
+    what = f"box '{box}'" if snapshot is None else f"snapshot '{Address(box, snapshot)}'"
+    for pool, holder in Leases(site.state).pools(box).items():
+        if snapshot is None or pool == str(Address(box, snapshot)):
+            raise BoxError(
+                f"The {what} cannot be removed: a pool of spares is held by {holder}.",
+                hint=f"End it first: kill {holder.pid}",
+            )
     clones = clones_of(site, box, snapshot)
     if clones:
-        what = f"box '{box}'" if snapshot is None else f"snapshot '{Address(box, snapshot)}'"
         raise BoxError(
             f"The {what} cannot be removed: {', '.join(clones)} {'stands' if len(clones) == 1 else 'stand'} on it.",
             hint=f"vmimagemanager undefine --force {' '.join(clones)}",

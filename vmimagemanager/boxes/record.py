@@ -22,7 +22,7 @@ class BoxRecord:
 
     ``image`` is the address of a generation (empty for an adopted domain) and ``base`` the disk that the box stands on.
     ``fork_of`` is the address of the snapshot that a clone was made of, or empty; a ``temporary`` box ends with the
-    process that leases it.
+    process that leases it.  ``spare`` is the token in the memory of a paused clone that a pool keeps ready, or empty.
     """
 
     name: str
@@ -39,6 +39,7 @@ class BoxRecord:
     settings: BoxSettings
     fork_of: str = ""
     temporary: bool = False
+    spare: str = ""
 
     @property
     def machine_id(self) -> str:
@@ -72,6 +73,7 @@ class BoxRecord:
             "owner": self.owner,
             "fork-of": self.fork_of or None,
             "temporary": self.temporary or None,
+            "spare": self.spare or None,
             "digests": dict(self.digests),
             "settings": self.settings.to_record(),
         }
@@ -96,6 +98,7 @@ class BoxRecord:
                 digests=record["digests"],
                 fork_of=record.get("fork-of", ""),
                 temporary=record.get("temporary", False),
+                spare=record.get("spare", ""),
                 settings=BoxSettings.from_record(record["settings"], source=str(folder.record)),
             )
         except (KeyError, ValueError, TypeError) as error:

@@ -32,9 +32,15 @@ class Status:
     leased_by: Holder | None
     held_by: Hold | None
     fork_of: str
+    spare: bool
     ssh: tuple[str, int] | None
     host_key: str
     drift: tuple[str, ...]
+
+    @property
+    def free(self) -> bool:
+        """Whether nobody leases or holds the box, and no pool keeps it."""
+        return self.leased_by is None and self.held_by is None and not self.spare
 
 
 def status(site: Site, leases: Leases, name: str) -> Status:
@@ -66,6 +72,7 @@ def status(site: Site, leases: Leases, name: str) -> Status:
         leased_by=leases.holder(name),
         held_by=leases.hold(name),
         fork_of=record.fork_of,
+        spare=record.spare != "",
         ssh=ssh,
         host_key=keys.parse_line(reach.host_key(folder)).fingerprint,
         drift=tuple(key for key in tables if asked.get(key) != frozen.get(key)),

@@ -30,8 +30,8 @@ def row(status: Status) -> tuple[str, ...]:
 
 
 def use(status: Status) -> str:
-    """Return who has the box: 'free', or who leases and who holds it."""
-    users = []
+    """Return who has the box: 'free', or that it is a spare, who leases and who holds it."""
+    users = [f"spare of {status.fork_of}"] if status.spare else []
     if status.leased_by is not None:
         users.append(f"leased by {status.leased_by.user} (process {status.leased_by.pid})")
     if status.held_by is not None:
@@ -75,7 +75,8 @@ def document(status: Status) -> dict[str, Any]:
         "fork_of": status.fork_of or None,
         "created": status.created.isoformat(),
         "owner": status.owner,
-        "free": status.leased_by is None and status.held_by is None,
+        "spare": status.spare,
+        "free": status.free,
         "leased_by": _holder(status.leased_by),
         "held_by": None if status.held_by is None else hold_document(status.held_by),
         "ssh": None if status.ssh is None else {"host": status.ssh[0], "port": status.ssh[1]},
