@@ -8,6 +8,7 @@ from datetime import datetime
 
 from vmimagemanager import keys, snapshots
 from vmimagemanager.boxes import reach
+from vmimagemanager.boxes.lan import Lan
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.config import BoxSettings
 from vmimagemanager.errors import ImageError, VmimError
@@ -32,6 +33,7 @@ class Status:
     leased_by: Holder | None
     held_by: Hold | None
     fork_of: str
+    lan: Lan | None
     ssh: tuple[str, int] | None
     host_key: str
     drift: tuple[str, ...]
@@ -66,6 +68,7 @@ def status(site: Site, leases: Leases, name: str) -> Status:
         leased_by=leases.holder(name),
         held_by=leases.hold(name),
         fork_of=record.fork_of,
+        lan=record.lan,
         ssh=ssh,
         host_key=keys.parse_line(reach.host_key(folder)).fingerprint,
         drift=tuple(key for key in tables if asked.get(key) != frozen.get(key)),

@@ -85,7 +85,9 @@ class Domain:
         flags = libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE
         with translated(f"read the definition of '{self.name}'"):
             text = self._domain.XMLDesc(flags)
-        return domainxml.DomainXml.parse(text, source=f"the domain '{self.name}'").without_runtime_parts()
+        portable = domainxml.DomainXml.parse(text, source=f"the domain '{self.name}'").without_runtime_parts()
+        # A clone's was plugged in behind libvirt's back, but its definition has it.
+        return portable.with_lan_card(self.definition(live=False).lan_card)
 
     def resume(self) -> None:
         with translated(f"resume '{self.name}'"):

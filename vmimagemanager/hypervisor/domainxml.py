@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 from lxml import etree
 
 from vmimagemanager.errors import ConfigError
-from vmimagemanager.hypervisor import ramfile, xmltree
+from vmimagemanager.hypervisor import lancard, ramfile, xmltree
 from vmimagemanager.hypervisor.accelerator import Accelerator
+from vmimagemanager.hypervisor.lancard import LanCard
 from vmimagemanager.hypervisor.parts import OURS, Parts, lay_over
-from vmimagemanager.hypervisor.ramfile import QEMU, RamFile
+from vmimagemanager.hypervisor.qemuline import QEMU
+from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.hypervisor.xmltree import child, replace
 from vmimagemanager.units import Size
 
@@ -143,6 +145,14 @@ class DomainXml:
             ramfile.add(root, ram, incoming=incoming)
         return DomainXml(root)
 
+    def with_lan_card(self, card: LanCard | None) -> DomainXml:
+        """Give the domain a card in a common network of clones from its start on, or no longer."""
+        root = self._copy()
+        lancard.remove(root)
+        if card is not None:
+            lancard.add(root, card)
+        return DomainXml(root)
+
     def without_runtime_parts(self) -> DomainXml:
         """Drop what libvirt adds to a running domain and would refuse or misread in a definition."""
         root = self._copy()
@@ -198,6 +208,16 @@ class DomainXml:
     def ram_file(self) -> RamFile | None:
         """Return the file that the guest's RAM is in, if it is in one of ours."""
         return ramfile.find(self._root)
+
+    @property
+    def lan_card(self) -> LanCard | None:
+        """Return the card in a common network of clones that the domain has from its start on, or None."""
+        return lancard.find(self._root)
+
+    @property
+    def free_pci_port(self) -> str | None:
+        """Return a PCIe port in which there is no device, or None."""
+        return lancard.free_pci_port(self._root)
 
     @property
     def machine(self) -> str:
