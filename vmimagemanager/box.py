@@ -184,7 +184,8 @@ class Box:
         """Make ``count`` running clones of a live snapshot, which share its memory until they write to it.
 
         They are boxes of their own, named ``prefix`` (by default the box's name and a dash) and the first numbers that
-        are free, with a host name, machine-id, generation id and SSH port of their own, leased by this process.  The
+        are free, with a host name, machine-id, generation id and SSH port (on a libvirt network a MAC address and an
+        address) of their own, leased by this process.  The
         result is a context manager that removes them all.  With ``lan`` they have a network in common, on this host
         only, in which each knows the others by their names.
 

@@ -24,6 +24,7 @@ from vmimagemanager.errors import BoxError, GuestError, SnapshotError, SpaceErro
 from vmimagemanager.guest.repair import CloneIdentity, new_token
 from vmimagemanager.hypervisor import launch, memory
 from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.hypervisor.network import mac_of
 from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.leases import owner
 from vmimagemanager.names import Address, host_name
@@ -44,6 +45,14 @@ class Forked:
     place: Lan | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Net:
+    """A clone's address in the libvirt network that it shares, and its place in the common one, where it has them."""
+
+    address: str | None
+    place: Lan | None
+
+
 def require_memory(count: int, ram: Size) -> None:
     """Raise SpaceError when ``count`` clones, each of which writes to all of its ``ram``, exceed the host's memory."""
     free = memory.available()
@@ -57,12 +66,6 @@ def require_memory(count: int, ram: Size) -> None:
 
 def forkable(site: Site, record: BoxRecord, snapshot: str) -> Manifest:
     """Return a snapshot that can be forked; raise SnapshotError, or BoxError, that says why one cannot."""
-    if record.settings.network.startswith("libvirt:"):
-        raise BoxError(
-            f"The box '{record.name}' cannot be forked: its clones would all have its address in the network "
-            f"'{record.settings.network}'.",
-            hint="Define a box with a network of its own (--network user), or with none.",
-        )
     manifest = snapshots.find(site.state.box(record.name), snapshot)
     if manifest.engine is not Engine.LIVE:
         address = Address(record.name, snapshot)
@@ -71,11 +74,18 @@ def forkable(site: Site, record: BoxRecord, snapshot: str) -> Manifest:
             f"The snapshot '{address}' cannot be forked: {what}, and clones need the memory of a live one.",
             hint=f"vmimagemanager restore {address}, and take another snapshot of the box while it runs",
         )
-    if DomainXml.read(site.state.box(record.name).snapshot(snapshot).definition).lan_card is not None:
+    frozen = DomainXml.read(site.state.box(record.name).snapshot(snapshot).definition)
+    if frozen.lan_card is not None:
         raise SnapshotError(
             f"The snapshot '{Address(record.name, snapshot)}' cannot be forked: its guest has a card in the common "
             "network of a fork, and its clones would all have its address there.",
             hint=f"vmimagemanager fork {record.fork_of} makes clones of what it is a clone of.",
+        )
+    if frozen.has_more_shared_cards:
+        raise SnapshotError(
+            f"The snapshot '{Address(record.name, snapshot)}' cannot be forked: its guest has more than one network "
+            "card, and its clones would all have the address of the second one.",
+            hint="Give the box one card alone (<interface>), and snapshot it anew.",
         )
     return manifest
 
@@ -85,26 +95,25 @@ def fork(
 ) -> tuple[Forked, ...]:
     """Make a running, proven clone of a live snapshot under each of ``names``; on failure none of them is left.
 
-    Each has a host name, a machine-id and a generation id of its own, and in its own network the snapshot's MAC
-    address: with a new one its DHCP client would ask for another address.  It is opened by the box's key, and known
-    by the box's host key, or by a new one, which takes its SSH server some seconds under emulation.  In a ``common``
-    network they reach each other, by address and by name.
+    Each has a host name, a machine-id and a generation id of its own; on a libvirt network a MAC address and an
+    address, too, and in a network of its own the snapshot's MAC address: with a new one its DHCP client would ask for
+    another address.  It is opened by the box's key, and known by the box's host key, or by a new one, which takes its
+    SSH server some seconds under emulation.  In a ``common`` network they reach each other, by address and by name.
 
     Raises BoxError when there is a box of such a name, SnapshotError when a guest that came up is not the snapshot.
     """
-    try:
-        with _places(site, names, common=common) as places:
-            return tuple(
-                in_parallel(
-                    lambda name: _clone(
-                        site, record, manifest, name, new_host_key=new_host_keys, place=places.get(name)
-                    ),
-                    names,
-                )
-            )
-    except BaseException:
-        remove(site, [name for name in names if site.state.box(name).record.exists()])
-        raise
+    shared = network.kept_addresses(site, record.settings.network, names)
+    with _places(site, names, common=common) as places, shared as addresses:
+
+        def clone(name: str) -> Forked:
+            net = _Net(address=addresses.get(name), place=places.get(name))
+            return _clone(site, record, manifest, name, net=net, new_host_key=new_host_keys)
+
+        try:
+            return tuple(in_parallel(clone, names))
+        except BaseException:
+            remove(site, [name for name in names if site.state.box(name).record.exists()])
+            raise
 
 
 def keep(site: Site, record: BoxRecord) -> None:
@@ -168,9 +177,7 @@ def _places(site: Site, names: Sequence[str], *, common: bool) -> Iterator[Mappi
         yield dict(zip(names, places, strict=True))
 
 
-def _clone(
-    site: Site, record: BoxRecord, manifest: Manifest, name: str, *, new_host_key: bool, place: Lan | None
-) -> Forked:
+def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, net: _Net, new_host_key: bool) -> Forked:
     watch = Stopwatch()
     folder, own = site.state.box(record.name), site.state.box(name)
     snapshot = folder.snapshot(manifest.name)
@@ -183,7 +190,8 @@ def _clone(
         owner=owner(),
         fork_of=str(Address(record.name, manifest.name)),
         temporary=True,
-        lan=place,
+        mac=record.mac if net.address is None else mac_of(net.address),
+        lan=net.place,
     )
     definition = making.with_parts(site, clone, DomainXml.read(folder.definition))
     making.make(site, clone, definition, disk=folder.layer(manifest.layer), keys_of=folder, new_host_key=new_host_key)
@@ -191,7 +199,14 @@ def _clone(
     frozen = DomainXml.read(snapshot.definition)
     ram = RamFile(path=snapshot.ram, size=frozen.ram, shared=False)
     live = making.with_parts(site, clone, frozen).with_lan_card(None)  # its state knows of none
-    domain = launch.wake(site.hypervisor, live, ram, snapshot.device_state, limit=snapshots.STATE_LIMIT)
+    domain = launch.wake(
+        site.hypervisor,
+        live,
+        ram,
+        snapshot.device_state,
+        limit=snapshots.STATE_LIMIT,
+        connected=net.address is None,
+    )
     attach(domain, clone)
     watch.lap("start")
     identity = CloneIdentity(host_name=clone.host_name, machine_id=clone.machine_id)
@@ -201,11 +216,14 @@ def _clone(
     if proof.identity != "yes":
         raise GuestError(f"The guest of '{name}' did not take its own host name and machine-id.")
     watch.lap("proof, repair and identity")
+    if net.address is not None:
+        network.move(site, domain, clone, old_mac=frozen.mac or record.mac, address=net.address)
+        watch.lap("address")
     if new_host_key:
         life.identify(domain, clone, own)
         watch.lap("host key")
-    if place is not None:
+    if net.place is not None:
         lan.plug(domain, definition)
-        network.join(domain, own, place)
+        network.join(domain, own, net.place)
         watch.lap("common network")
-    return Forked(name=name, phases=watch.phases, place=place)
+    return Forked(name=name, phases=watch.phases, place=net.place)

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Any
 
 from vmimagemanager.errors import BoxError, HypervisorError
@@ -14,6 +14,7 @@ from vmimagemanager.hypervisor import lancard
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.lancard import Claim, LanCard
+from vmimagemanager.hypervisor.network import mac_of
 
 MOST = 254
 _NUMBERS = 1 << 14
@@ -45,8 +46,8 @@ class Lan:
 
     @property
     def mac(self) -> str:
-        """The MAC address of the clone's card: in its last four bytes the address itself."""
-        return ":".join(["52", "54", *(f"{byte:02x}" for byte in IPv4Address(self.address).packed)])
+        """The MAC address of the clone's card."""
+        return mac_of(self.address)
 
     def laid_over(self, definition: DomainXml) -> DomainXml:
         """Return a definition with the clone's card; raise BoxError when there is no PCI port for it."""

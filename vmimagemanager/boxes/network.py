@@ -1,19 +1,76 @@
-"""What makes the network of a clone its own, in its guest."""
+"""What makes the network of a clone its own: an address that is kept for it, and its guest's part."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 
 from vmimagemanager.boxes.lan import Lan
 from vmimagemanager.boxes.reach import agent, check_alive, console_tail
+from vmimagemanager.boxes.record import BoxRecord
+from vmimagemanager.boxes.site import Site
 from vmimagemanager.deadline import Deadline
+from vmimagemanager.errors import BoxError, HypervisorError
+from vmimagemanager.guest import address as guest_address
 from vmimagemanager.guest import lan as guest_lan
 from vmimagemanager.guest.agent import Agent
 from vmimagemanager.hypervisor.domain import Domain
+from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.hypervisor.network import Network
+from vmimagemanager.names import host_name
 from vmimagemanager.state import BoxFolder
 
+_log = logging.getLogger(__name__)
+_SHARED = "libvirt:"
 _LIMIT = timedelta(seconds=20)
+
+
+@contextmanager
+def kept_addresses(site: Site, network: str, names: Sequence[str]) -> Iterator[Mapping[str, str]]:
+    """Yield an address for each box that its libvirt network keeps for it; nothing where ``network`` is another one.
+
+    ``network`` is as the setting says it.  When the block fails, or there are not enough addresses, none is kept.
+    Raises HypervisorError, BoxError.
+    """
+    if not _is_shared(network):
+        yield {}
+        return
+    found = _network(site, network)
+    try:
+        yield {name: _kept(found, name) for name in names}
+    except BaseException:
+        for name in names:
+            with suppress(HypervisorError):
+                found.give_back(host_name(name))
+        raise
+
+
+def give_back(site: Site, name: str, definition: DomainXml) -> None:
+    """Keep a box's address no longer, if one was kept; a network that is gone keeps none."""
+    network = definition.network or "none"
+    if _is_shared(network):
+        try:
+            _network(site, network).give_back(host_name(name))
+        except HypervisorError as error:
+            _log.debug("no address of '%s' to give back: %s", name, error)
+
+
+def move(site: Site, domain: Domain, record: BoxRecord, *, old_mac: str, address: str) -> None:
+    """Have the guest of a clone that is not connected yet take its own MAC address and address, and connect it."""
+    folder = site.state.box(record.name)
+    prefix = _network(site, record.settings.network).prefix_length
+    guest_address.move(
+        _ready_agent(domain, folder),
+        old_mac=old_mac,
+        mac=record.mac,
+        address=f"{address}/{prefix}",
+        limit=_LIMIT,
+        check=partial(check_alive, domain, folder),
+    )
+    domain.set_link(up=True)
 
 
 def join(domain: Domain, folder: BoxFolder, lan: Lan) -> None:
@@ -22,6 +79,25 @@ def join(domain: Domain, folder: BoxFolder, lan: Lan) -> None:
     alive = partial(check_alive, domain, folder)
     ready = _ready_agent(domain, folder)
     guest_lan.join(ready, mac=lan.mac, address=address, hosts=lan.hosts, limit=_LIMIT, check=alive)
+
+
+def _is_shared(network: str) -> bool:
+    return network.startswith(_SHARED)
+
+
+def _network(site: Site, network: str) -> Network:
+    return site.hypervisor.network(network.removeprefix(_SHARED))
+
+
+def _kept(network: Network, name: str) -> str:
+    called = host_name(name)
+    network.give_back(called)  # a process that was killed may have left it
+    for address in network.free():
+        if network.keep(called, address):
+            return address
+    raise BoxError(
+        f"The network '{network.name}' has no free address for '{name}'.", hint=f"virsh net-dhcp-leases {network.name}"
+    )
 
 
 def _ready_agent(domain: Domain, folder: BoxFolder) -> Agent:

@@ -252,10 +252,21 @@ class DomainXml:
         return None
 
     @property
+    def has_more_shared_cards(self) -> bool:
+        """Tell whether there are cards beside the first one that are on a network with others."""
+        return any(interface.get("type") != "user" for interface in self._root.findall("devices/interface")[1:])
+
+    @property
     def user_network_device(self) -> str | None:
         """Return QEMU's name of the first user-mode network of a running domain, or None."""
         alias = self._root.find("devices/interface[@type='user']/alias")
         return None if alias is None else f"host{alias.get('name', '')}"
+
+    @property
+    def network_device(self) -> str | None:
+        """Return QEMU's name of the first network card of a running domain, or None."""
+        alias = self._root.find("devices/interface/alias")
+        return None if alias is None else alias.get("name")
 
     @property
     def channel_sockets(self) -> tuple[Path, ...]:
