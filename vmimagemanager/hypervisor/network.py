@@ -106,7 +106,13 @@ class Network:
 
     def _leased(self) -> dict[str, str]:
         with translated(f"read the leases of the network '{self.name}'"):
-            return {lease["ipaddr"]: lease["mac"].lower() for lease in self._network.DHCPLeases()}
+            try:
+                leases = self._network.DHCPLeases()
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:  # a driver that has no DHCP server has none
+                    raise
+                leases = []
+        return {lease["ipaddr"]: lease["mac"].lower() for lease in leases}
 
     def _with_server(self) -> Element:
         for found in self._definition().iterfind("ip"):
