@@ -45,14 +45,6 @@ class Forked:
     place: Lan | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Net:
-    """A clone's address in the libvirt network that it shares, and its place in the common one, where it has them."""
-
-    address: str | None
-    place: Lan | None
-
-
 def require_memory(count: int, ram: Size) -> None:
     """Raise SpaceError when ``count`` clones, each of which writes to all of its ``ram``, exceed the host's memory."""
     free = memory.available()
@@ -102,12 +94,10 @@ def fork(
 
     Raises BoxError when there is a box of such a name, SnapshotError when a guest that came up is not the snapshot.
     """
-    shared = network.kept_addresses(site, record.settings.network, names)
-    with _places(site, names, common=common) as places, shared as addresses:
+    with _places(site, names, common=common) as places:
 
         def clone(name: str) -> Forked:
-            net = _Net(address=addresses.get(name), place=places.get(name))
-            return _clone(site, record, manifest, name, net=net, new_host_key=new_host_keys)
+            return _clone(site, record, manifest, name, new_host_key=new_host_keys, place=places.get(name))
 
         try:
             return tuple(in_parallel(clone, names))
@@ -177,7 +167,9 @@ def _places(site: Site, names: Sequence[str], *, common: bool) -> Iterator[Mappi
         yield dict(zip(names, places, strict=True))
 
 
-def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, net: _Net, new_host_key: bool) -> Forked:
+def _clone(
+    site: Site, record: BoxRecord, manifest: Manifest, name: str, *, new_host_key: bool, place: Lan | None
+) -> Forked:
     watch = Stopwatch()
     folder, own = site.state.box(record.name), site.state.box(name)
     snapshot = folder.snapshot(manifest.name)
@@ -190,11 +182,16 @@ def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, net:
         owner=owner(),
         fork_of=str(Address(record.name, manifest.name)),
         temporary=True,
-        mac=record.mac if net.address is None else mac_of(net.address),
-        lan=net.place,
+        lan=place,
     )
     definition = making.with_parts(site, clone, DomainXml.read(folder.definition))
     making.make(site, clone, definition, disk=folder.layer(manifest.layer), keys_of=folder, new_host_key=new_host_key)
+    address = None
+    if network.is_shared(clone):
+        address = network.keep_address(site, clone)
+        clone = replace(clone, mac=mac_of(address))
+        definition = making.with_parts(site, clone, definition)
+        making.store(site, clone, definition, own)
     watch.lap("define")
     frozen = DomainXml.read(snapshot.definition)
     ram = RamFile(path=snapshot.ram, size=frozen.ram, shared=False)
@@ -205,7 +202,7 @@ def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, net:
         ram,
         snapshot.device_state,
         limit=snapshots.STATE_LIMIT,
-        connected=net.address is None,
+        connected=address is None,
     )
     attach(domain, clone)
     watch.lap("start")
@@ -216,14 +213,14 @@ def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, net:
     if proof.identity != "yes":
         raise GuestError(f"The guest of '{name}' did not take its own host name and machine-id.")
     watch.lap("proof, repair and identity")
-    if net.address is not None:
-        network.move(site, domain, clone, old_mac=frozen.mac or record.mac, address=net.address)
+    if address is not None:
+        network.move(site, domain, clone, old_mac=frozen.mac or record.mac, address=address)
         watch.lap("address")
     if new_host_key:
         life.identify(domain, clone, own)
         watch.lap("host key")
-    if net.place is not None:
+    if place is not None:
         lan.plug(domain, definition)
-        network.join(domain, own, net.place)
+        network.join(domain, own, place)
         watch.lap("common network")
-    return Forked(name=name, phases=watch.phases, place=net.place)
+    return Forked(name=name, phases=watch.phases, place=place)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 
@@ -28,30 +26,31 @@ _SHARED = "libvirt:"
 _LIMIT = timedelta(seconds=20)
 
 
-@contextmanager
-def kept_addresses(site: Site, network: str, names: Sequence[str]) -> Iterator[Mapping[str, str]]:
-    """Yield an address for each box that its libvirt network keeps for it; nothing where ``network`` is another one.
+def is_shared(record: BoxRecord) -> bool:
+    """Tell whether a box's card is on a network with others, where each needs an address of its own."""
+    return record.settings.network.startswith(_SHARED)
 
-    ``network`` is as the setting says it.  When the block fails, or there are not enough addresses, none is kept.
-    Raises HypervisorError, BoxError.
+
+def keep_address(site: Site, record: BoxRecord) -> str:
+    """Have a box's libvirt network keep a free address for it alone, until `give_back`; return it.
+
+    Raises BoxError when none is free, HypervisorError when the network is not there or cannot keep any.
     """
-    if not _is_shared(network):
-        yield {}
-        return
-    found = _network(site, network)
-    try:
-        yield {name: _kept(found, name) for name in names}
-    except BaseException:
-        for name in names:
-            with suppress(HypervisorError):
-                found.give_back(host_name(name))
-        raise
+    found, called = _network(site, record.settings.network), host_name(record.name)
+    found.give_back(called)  # of a box that somebody removed by hand
+    for address in found.free():
+        if found.keep(called, address):
+            return address
+    raise BoxError(
+        f"The network '{found.name}' has no free address for '{record.name}'.",
+        hint=f"virsh net-dhcp-leases {found.name}",
+    )
 
 
 def give_back(site: Site, name: str, definition: DomainXml) -> None:
     """Keep a box's address no longer, if one was kept; a network that is gone keeps none."""
     network = definition.network or "none"
-    if _is_shared(network):
+    if network.startswith(_SHARED):
         try:
             _network(site, network).give_back(host_name(name))
         except HypervisorError as error:
@@ -81,23 +80,8 @@ def join(domain: Domain, folder: BoxFolder, lan: Lan) -> None:
     guest_lan.join(ready, mac=lan.mac, address=address, hosts=lan.hosts, limit=_LIMIT, check=alive)
 
 
-def _is_shared(network: str) -> bool:
-    return network.startswith(_SHARED)
-
-
 def _network(site: Site, network: str) -> Network:
     return site.hypervisor.network(network.removeprefix(_SHARED))
-
-
-def _kept(network: Network, name: str) -> str:
-    called = host_name(name)
-    network.give_back(called)  # a process that was killed may have left it
-    for address in network.free():
-        if network.keep(called, address):
-            return address
-    raise BoxError(
-        f"The network '{network.name}' has no free address for '{name}'.", hint=f"virsh net-dhcp-leases {network.name}"
-    )
 
 
 def _ready_agent(domain: Domain, folder: BoxFolder) -> Agent:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vmimagemanager.errors import HypervisorError
 from vmimagemanager.hypervisor import qemuline
 
 if TYPE_CHECKING:
@@ -38,7 +37,8 @@ class LanCard:
 
     @property
     def device(self) -> dict[str, str]:
-        # Without a ROM to boot from, which a migration stream would hold.
+        # Without a ROM to boot from, which a migration stream would hold.  Without an address QEMU would put it into a
+        # port that is taken, where no guest finds it, and say nothing.
         where = {"bus": self.pci_port, "addr": "0x0"}
         return {"driver": "virtio-net-pci", "id": _CARD, "netdev": _NETWORK, "mac": self.mac, "romfile": "", **where}
 
@@ -74,12 +74,9 @@ def free_pci_port(root: Element) -> str | None:
 
 
 def plug(monitor: Monitor, card: LanCard) -> None:
-    """Plug the card into a running guest; raise HypervisorError where QEMU refuses, or does nothing."""
+    """Plug the card into a running guest; raise HypervisorError where QEMU refuses."""
     monitor.command("netdev_add", **card.network)
     monitor.command("device_add", **card.device)
-    # Into a port that is taken QEMU plugs nothing, and says nothing.
-    if not any(device.get("qdev_id") == _CARD for device in _devices(monitor.command("query-pci"))):
-        raise HypervisorError(f"QEMU plugged no card for the common network into '{card.pci_port}'.")
 
 
 class Claim:
@@ -114,9 +111,3 @@ def _options(argument: str) -> dict[str, str]:
         return dict(json.loads(argument))
     except ValueError:  # somebody else's, and QEMU says what is wrong with it
         return {}
-
-
-def _devices(buses: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = [device for bus in buses for device in bus.get("devices", ())]
-    below = [device["pci_bridge"] for device in found if "pci_bridge" in device]
-    return found + (_devices(below) if below else [])
