@@ -27,7 +27,7 @@ NETWORK = """
 """
 ETH_P_ALL = 3  # linux/if_ether.h
 BANNER = "exec 3<>/dev/tcp/{name}/22 && head -c 7 <&3"
-LEASED = "until networkctl status --no-pager | grep -q 'DHCP4'; do sleep 0.5; done"
+LEASED = "until networkctl status 'en*' --no-pager | grep -q DHCP4; do sleep 0.5; done"
 ADDRESS = "ip -4 -oneline address show scope global | awk '{print $4}'"
 
 
