@@ -120,6 +120,8 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
         key: (before.get(key), after.get(key)) for key in sorted({*before, *after}) if before.get(key) != after.get(key)
     }
     folder = site.state.box(record.name)
+    if "network" in keys_changed:
+        network.give_back(site, record.name, DomainXml.read(folder.definition))
     if record.adopted:
         changed = replace(record, settings=settings)
         definition = making.with_parts(site, changed, _transformed(DomainXml.read(folder.adopted), settings))

@@ -38,9 +38,12 @@ found() {{
     done
     return 1
 }}
+tries=200
 until found "$1" && read -r index < "$card/ifindex" && {{ [ ! -d /run/udev ] || [ -e "/run/udev/data/n$index" ]; }}; do
+    [ $tries -gt 0 ] || {{ echo "No network card with the address $1 came up." >&2; exit 1; }}
+    tries=$((tries - 1))
     sleep 0.05
-done 2>/dev/null
+done
 printf 'link set dev if%s up\\naddress replace %s dev if%s\\n' "$index" "$2" "$index" | ip -batch -
 """
 
@@ -57,7 +60,7 @@ def join(
     """Give the card with ``mac`` its ``address`` (and prefix length), and the guest the names of the ``hosts``.
 
     It needs systemd-networkd, or nothing that cares for cards that it does not know, and the program ip.  Can be
-    repeated.  Raises GuestError with the guest's own words when it refuses, DeadlineError when no such card comes up.
+    repeated.  Raises GuestError with the guest's own words when it refuses, or no such card comes up.
     """
     lines = "".join(f"{one} {name}\n" for name, one in hosts.items())
     words = ["/bin/sh", "-c", _SCRIPT, "lan", mac, address]
