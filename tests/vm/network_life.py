@@ -16,16 +16,18 @@ from vmimagemanager import Box, BoxSettings, Manager
 from vmimagemanager.hypervisor.network import mac_of
 from vmimagemanager.units import Size
 
-NETWORK = """
+BRIDGE = "vmimtest0"
+NETWORK = f"""
 <network>
   <name>isolated</name>
-  <bridge name="vmimtest0" stp="off" delay="0"/>
+  <bridge name="{BRIDGE}" stp="off" delay="0"/>
   <ip address="192.168.213.1" netmask="255.255.255.0">
     <dhcp><range start="192.168.213.10" end="192.168.213.99"/></dhcp>
   </ip>
 </network>
 """
 ETH_P_ALL = 3  # linux/if_ether.h
+SENDER = {b"\x08\x00": 26, b"\x08\x06": 28}  # where IPv4 and ARP have the address of whoever sends
 BANNER = "exec 3<>/dev/tcp/{name}/22 && head -c 7 <&3"
 LEASED = "until networkctl status 'en*' --no-pager | grep -q DHCP4; do sleep 0.5; done"
 ADDRESS = "ip -4 -oneline address show scope global | awk '{print $4}'"
@@ -72,7 +74,6 @@ def fork(manager: Manager, box: Box) -> dict[str, object]:
     with heard() as frames, box.fork("clean", count=2, lan=True) as clones:
         reached = [clone.show().ssh or ("", 0) for clone in clones]
         kept = {one.address for one in network.kept()}
-        macs = {mac_of(address) for address in kept}
         second, place = reached[1][0], clones[1].show().lan
         assert place is not None
         seen: dict[str, object] = {
@@ -87,25 +88,29 @@ def fork(manager: Manager, box: Box) -> dict[str, object]:
         seen["after DHCP"] = sorted(shown) == sorted([f"{second}/24", f"{place.address}/24"])
         seen["restored"] = [clones[0].snapshot("own").engine, clones[0].restore("own").proven]
         seen["own"] = clones[0].run(["hostname"]).text.strip() == clones[0].name
-    seen["heard"] = macs <= frames
-    seen["strangers"] = sorted(frames - macs - {Path("/sys/class/net/vmimtest0/address").read_text().strip()})
+    own = {(mac_of(address), said) for address in kept for said in (address, "0.0.0.0", "")}
+    seen["heard"] = {(mac_of(address), address) for address in kept} <= frames
+    seen["strangers"] = sorted(frames - own)
     seen["still kept"] = len(network.kept())
     return seen
 
 
 @contextmanager
-def heard() -> Iterator[set[str]]:
-    """Yield the set of MAC addresses that say anything on the bridge during the block, as it grows."""
-    said: set[str] = set()
+def heard() -> Iterator[set[tuple[str, str]]]:
+    """Yield who says anything to the bridge during the block, as it grows: MAC address, and IPv4 address or nothing."""
+    said: set[tuple[str, str]] = set()
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as listener:
-        listener.bind(("vmimtest0", 0))
+        listener.bind((BRIDGE, 0))
         listener.settimeout(0.1)
         over = threading.Event()
 
         def listen() -> None:
             while not over.is_set():
                 with suppress(TimeoutError):
-                    said.add(listener.recv(64)[6:12].hex(":"))
+                    frame, (_, _, kind, *_) = listener.recvfrom(64)
+                    if kind != socket.PACKET_OUTGOING:
+                        at = SENDER.get(frame[12:14], len(frame))
+                        said.add((frame[6:12].hex(":"), ".".join(map(str, frame[at : at + 4]))))
 
         thread = threading.Thread(target=listen)
         thread.start()

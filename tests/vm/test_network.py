@@ -79,7 +79,7 @@ def test_a_box_on_a_libvirt_network_and_its_clones_are_reached_each_at_its_own_a
             "restored": ["live", True],
             "own": True,
             "heard": True,
-            "strangers": [],  # neither the box's own MAC address nor anybody else's: the clones never had it
+            "strangers": [],  # the clones have said nothing with the addresses that their snapshot has
             "still kept": 0,
         },
     }
