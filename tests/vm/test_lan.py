@@ -9,6 +9,7 @@ import pytest
 
 from vmimagemanager import Box, Manager
 from vmimagemanager.boxes.lan import Lan
+from vmimagemanager.config import Engine
 from vmimagemanager.errors import HypervisorError, SnapshotError, UsageError
 from vmimagemanager.hypervisor import lancard
 
@@ -67,7 +68,9 @@ def test_two_forks_have_two_networks_and_hear_nothing_of_each_other(box: Box, la
         assert one.run(["bash", "-c", f"exec 3<>/dev/tcp/{lan(two).address}/22"], check=False).status != 0
 
 
-def test_a_clone_keeps_its_place_through_its_own_snapshots(box: Box, lan: Callable[[Box], Lan]) -> None:
+def test_a_clone_keeps_its_place_through_its_own_snapshots(
+    box: Box, manager: Manager, lan: Callable[[Box], Lan]
+) -> None:
     with box.fork("clean", count=2, lan=True) as (one, two):
         assert one.snapshot("own").engine == "live"
         assert reaches(one, two)
@@ -79,6 +82,11 @@ def test_a_clone_keeps_its_place_through_its_own_snapshots(box: Box, lan: Callab
         with pytest.raises(SnapshotError, match="has a card in the common network") as raised:
             one.fork("own", count=1)
         assert raised.value.hint == f"vmimagemanager fork {box.name}@clean makes clones of what it is a clone of."
+        one.update(replace(manager.site.record(one.name).settings, engines=(Engine.SAVED,)))
+        assert one.snapshot("saved").engine == "saved"
+        assert reaches(two, one)
+        assert one.restore("saved").proven
+        assert reaches(two, one)
 
 
 def test_a_card_for_a_port_that_is_taken_is_told(box: Box, manager: Manager) -> None:
