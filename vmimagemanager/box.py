@@ -201,22 +201,28 @@ class Box:
         prefix: str | None = None,
         new_host_keys: bool = False,
         overcommit: bool = False,
+        lan: bool = False,
     ) -> Fork[Box]:
         """Make ``count`` running clones of a live snapshot, which share its memory until they write to it.
 
         They are boxes of their own, named ``prefix`` (by default the box's name and a dash) and the first numbers that
-        are free, with a host name, machine-id, generation id and SSH port of their own, leased by this process.  The
-        result is a context manager that removes them all.
+        are free, with a host name, machine-id, generation id and SSH port (on a libvirt network a MAC address and an
+        address) of their own, leased by this process.  The
+        result is a context manager that removes them all.  With ``lan`` they have a network in common, on this host
+        only, in which each knows the others by their names.
 
         Raises SnapshotError for a snapshot that is not a live one, SpaceError when they could exceed the host's memory
         (unless ``overcommit``), BoxError and GuestError; no clone is left then.
         """
         from vmimagemanager.boxes import fork
+        from vmimagemanager.boxes.lan import MOST
         from vmimagemanager.forks import Fork
 
         names.snapshot_name(name)
         if count < 1:
             raise UsageError(f"{count} clones cannot be made: expected 1 or more.")
+        if lan and count > MOST:
+            raise UsageError(f"{count} clones cannot have a network in common: expected at most {MOST}.")
         with self._operation("fork") as (record, entry):
             manifest = fork.forkable(self._site, record, name)
             if not overcommit:
@@ -225,7 +231,7 @@ class Box:
             try:
                 clones = [lease.box for lease in leases]
                 entry.facts |= {"snapshot": name, "clones": clones}
-                forked = fork.fork(self._site, record, manifest, clones, new_host_keys=new_host_keys)
+                forked = fork.fork(self._site, record, manifest, clones, new_host_keys=new_host_keys, common=lan)
             except BaseException:
                 for lease in leases:
                     lease.release()

@@ -43,6 +43,11 @@ NODE = """
   <cpu><mhz>1000</mhz><model>x86_64</model><active>2</active><nodes>1</nodes><sockets>1</sockets><cores>2</cores>
     <threads>1</threads></cpu>
   <memory>8388608</memory>
+  <network>
+    <name>small</name>
+    <bridge name="small0"/>
+    <ip address="192.168.213.1" prefix="24"><dhcp><range start="192.168.213.9" end="192.168.213.13"/></dhcp></ip>
+  </network>
 </node>
 """
 FOREIGN = "<domain type='test'><name>{}</name><memory>65536</memory><os><type>hvm</type></os></domain>"
@@ -420,3 +425,18 @@ def test_a_definition_that_fails_half_way_leaves_no_domain(manager: Manager, ful
         manager.define("web", BoxSettings(image="tiny"))
     assert manager.site.hypervisor.names() == ()
     assert list(manager.site.state.boxes.iterdir()) == []
+
+
+def test_an_address_that_a_network_keeps_for_a_box_is_given_back_with_the_box_or_its_network(manager: Manager) -> None:
+    network = manager.site.hypervisor.network("small")
+    box = manager.define("we_b", BoxSettings(image="tiny", network="libvirt:small"))
+    assert network.keep("we-b", "192.168.213.9")
+    box.update(BoxSettings(image="tiny", network="libvirt:small", ram=Size(64 << 20)))
+    assert [kept.name for kept in network.kept()] == ["we-b"]
+    box.update(BoxSettings(image="tiny", network="user"))
+    assert network.kept() == ()
+    box.update(BoxSettings(image="tiny", network="libvirt:small"))
+    assert network.keep("we-b", "192.168.213.9")
+    box.undefine()
+    assert network.kept() == ()
+    manager.define("we_b", BoxSettings(image="tiny", network="libvirt:gone")).undefine()  # it keeps nothing

@@ -1,4 +1,4 @@
-"""A box and a pool whose libvirtd is killed and started again, for test_faults.py; run in namespaces by scripts/testbed."""
+"""A box and a pool under a libvirtd that is killed and started again, for test_faults.py: run_inside runs it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from vmimagemanager import disks
-from vmimagemanager.boxes import borrow, making
+from vmimagemanager.boxes import borrow, making, network
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.config import BoxSettings, Moment, Place
@@ -126,6 +126,8 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
         key: (before.get(key), after.get(key)) for key in sorted({*before, *after}) if before.get(key) != after.get(key)
     }
     folder = site.state.box(record.name)
+    if "network" in keys_changed:
+        network.give_back(site, record.name, DomainXml.read(folder.definition))
     if record.adopted:
         changed = replace(record, settings=settings)
         definition = making.with_parts(site, changed, _transformed(DomainXml.read(folder.adopted), settings))
@@ -160,7 +162,9 @@ def undefine(site: Site, name: str, *, force: bool = False) -> None:
             if not force:
                 raise BoxError(f"The box '{name}' runs.", hint=f"vmimagemanager down {name}, or undefine --force")
             domain.end()
-        making.remove_sockets(site, domain.definition(live=False).uuid)
+        definition = domain.definition(live=False)
+        making.remove_sockets(site, definition.uuid)
+        network.give_back(site, name, definition)
         if folder.adopted.exists():
             site.hypervisor.define(DomainXml.read(folder.adopted))
         else:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from vmimagemanager import disks, keys, snapshots
+from vmimagemanager.boxes import network
 from vmimagemanager.boxes.define import ensure_defined
 from vmimagemanager.boxes.reach import HOST, LOGIN, agent, attach, check_alive, console_tail, host_key
 from vmimagemanager.boxes.record import BoxRecord
@@ -211,6 +212,8 @@ def _make_ours(domain: Domain, record: BoxRecord, folder: BoxFolder, readiness: 
         identify(domain, record, folder)
     if not domain.waiter.listens():
         prove(domain, folder, new_token())
+        if record.lan is not None:
+            network.join(domain, folder, record.lan)
     return first_boot
 
 

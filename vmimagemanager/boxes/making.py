@@ -33,7 +33,9 @@ def with_parts(site: Site, record: BoxRecord, base: DomainXml, boot: Boot | None
         boot=boot or Boot(),
         sockets=_sockets(site, record.uuid),
     )
-    laid = base.with_parts(parts)
+    laid = base.with_parts(parts).with_lan_card(None)
+    if record.lan is not None:
+        laid = record.lan.laid_over(laid)
     return laid if site.hypervisor.session else laid.with_owner(site.hypervisor.host.qemu_owner)
 
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from vmimagemanager import records
+from vmimagemanager.boxes.lan import Lan
 from vmimagemanager.config import BoxSettings
 from vmimagemanager.errors import StateError
 from vmimagemanager.hypervisor.accelerator import Accelerator
+from vmimagemanager.names import host_name
 from vmimagemanager.state import BoxFolder
 
 FORMAT = 1
@@ -23,6 +25,7 @@ class BoxRecord:
     ``image`` is the address of a generation (empty for an adopted domain) and ``base`` the disk that the box stands on.
     ``fork_of`` is the address of the snapshot that a clone was made of, or empty; a ``temporary`` box ends with the
     process that leases it.  ``spare`` is the token in the memory of a paused clone that a pool keeps ready, or empty.
+    ``lan`` is a clone's place in the common network of its fork.
     """
 
     name: str
@@ -40,6 +43,7 @@ class BoxRecord:
     fork_of: str = ""
     temporary: bool = False
     spare: str = ""
+    lan: Lan | None = None
 
     @property
     def machine_id(self) -> str:
@@ -52,7 +56,7 @@ class BoxRecord:
 
     @property
     def host_name(self) -> str:
-        return self.name.lower().replace("_", "-")
+        return host_name(self.name)
 
     @property
     def ssh_port(self) -> int:
@@ -74,6 +78,7 @@ class BoxRecord:
             "fork-of": self.fork_of or None,
             "temporary": self.temporary or None,
             "spare": self.spare or None,
+            "lan": None if self.lan is None else self.lan.to_record(),
             "digests": dict(self.digests),
             "settings": self.settings.to_record(),
         }
@@ -99,6 +104,7 @@ class BoxRecord:
                 fork_of=record.get("fork-of", ""),
                 temporary=record.get("temporary", False),
                 spare=record.get("spare", ""),
+                lan=Lan.from_record(record["lan"]) if "lan" in record else None,
                 settings=BoxSettings.from_record(record["settings"], source=str(folder.record)),
             )
         except (KeyError, ValueError, TypeError) as error:

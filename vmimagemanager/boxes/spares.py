@@ -50,7 +50,7 @@ def make(site: Site, record: BoxRecord, manifest: Manifest, lease: Lease) -> Non
     """
     name = lease.box
     try:
-        fork.fork(site, record, manifest, (name,), new_host_keys=False)
+        fork.fork(site, record, manifest, (name,), new_host_keys=False, common=False)
         try:
             made, folder = site.record(name), site.state.box(name)
             domain, token = _domain(site, made), new_token()

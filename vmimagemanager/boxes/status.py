@@ -8,6 +8,7 @@ from datetime import datetime
 
 from vmimagemanager import keys, snapshots
 from vmimagemanager.boxes import reach
+from vmimagemanager.boxes.lan import Lan
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.config import BoxSettings
 from vmimagemanager.errors import ImageError, VmimError
@@ -33,6 +34,7 @@ class Status:
     held_by: Hold | None
     fork_of: str
     spare: bool
+    lan: Lan | None
     ssh: tuple[str, int] | None
     host_key: str
     drift: tuple[str, ...]
@@ -73,6 +75,7 @@ def status(site: Site, leases: Leases, name: str) -> Status:
         held_by=leases.hold(name),
         fork_of=record.fork_of,
         spare=record.spare != "",
+        lan=record.lan,
         ssh=ssh,
         host_key=keys.parse_line(reach.host_key(folder)).fingerprint,
         drift=tuple(key for key in tables if asked.get(key) != frozen.get(key)),

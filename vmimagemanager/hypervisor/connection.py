@@ -19,6 +19,7 @@ from vmimagemanager.errors import (
 )
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.hypervisor.network import Network
 from vmimagemanager.hypervisor.translate import silence_libvirt, translated
 
 # With these drivers in force, QEMU may open only the files that libvirt itself names.
@@ -186,6 +187,11 @@ class Hypervisor:
         """Bring a guest back from the file that `Domain.save` wrote."""
         with translated("restore the domain"):
             self._connection.restoreFlags(saved, definition.text(), libvirt.VIR_DOMAIN_SAVE_RUNNING)
+
+    def network(self, name: str) -> Network:
+        """Return a network of libvirt's; raise HypervisorError when there is none of that name."""
+        with translated(f"look up the network '{name}'"):
+            return Network(self._connection.networkLookupByName(name))
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all domains, ours or not."""

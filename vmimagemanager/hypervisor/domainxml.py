@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from lxml import etree
 
 from vmimagemanager.errors import ConfigError
-from vmimagemanager.hypervisor import ramfile, xmltree
+from vmimagemanager.hypervisor import lancard, ramfile, xmltree
 from vmimagemanager.hypervisor.accelerator import Accelerator
+from vmimagemanager.hypervisor.lancard import LanCard
 from vmimagemanager.hypervisor.parts import OURS, Boot, Parts, lay_over
-from vmimagemanager.hypervisor.ramfile import QEMU, RamFile
+from vmimagemanager.hypervisor.qemuline import QEMU
+from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.hypervisor.xmltree import child, replace
 from vmimagemanager.units import Size
 
@@ -150,6 +152,14 @@ class DomainXml:
             ramfile.add(root, ram, incoming=incoming)
         return DomainXml(root)
 
+    def with_lan_card(self, card: LanCard | None) -> DomainXml:
+        """Give the domain a card in a common network of clones from its start on, or no longer."""
+        root = self._copy()
+        lancard.remove(root)
+        if card is not None:
+            lancard.add(root, card)
+        return DomainXml(root)
+
     def without_runtime_parts(self) -> DomainXml:
         """Drop what libvirt adds to a running domain and would refuse or misread in a definition."""
         root = self._copy()
@@ -216,6 +226,16 @@ class DomainXml:
     def ram_file(self) -> RamFile | None:
         """Return the file that the guest's RAM is in, if it is in one of ours."""
         return ramfile.find(self._root)
+
+    @property
+    def lan_card(self) -> LanCard | None:
+        """Return the card in a common network of clones that the domain has from its start on, or None."""
+        return lancard.find(self._root)
+
+    @property
+    def free_pci_port(self) -> str | None:
+        """Return a PCIe port in which there is no device, or None."""
+        return lancard.free_pci_port(self._root)
 
     @property
     def machine(self) -> str:
@@ -293,10 +313,21 @@ class DomainXml:
         return None
 
     @property
+    def has_more_shared_cards(self) -> bool:
+        """Tell whether there are cards beside the first one that are on a network with others."""
+        return any(interface.get("type") != "user" for interface in self._root.findall("devices/interface")[1:])
+
+    @property
     def user_network_device(self) -> str | None:
         """Return QEMU's name of the first user-mode network of a running domain, or None."""
         alias = self._root.find("devices/interface[@type='user']/alias")
         return None if alias is None else f"host{alias.get('name', '')}"
+
+    @property
+    def network_device(self) -> str | None:
+        """Return QEMU's name of the first network card of a running domain, or None."""
+        alias = self._root.find("devices/interface/alias")
+        return None if alias is None else alias.get("name")
 
     @property
     def channel_sockets(self) -> tuple[Path, ...]:

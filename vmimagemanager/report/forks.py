@@ -21,7 +21,8 @@ def lines(
     shown = []
     for forked in made:
         ssh = ports[forked.name]
-        shown.append(f"{forked.name}: running, proven" + (f", SSH on {ssh[0]}, port {ssh[1]}" if ssh else ""))
+        line = f"{forked.name}: running, proven" + (f", SSH on {ssh[0]}, port {ssh[1]}" if ssh else "")
+        shown.append(line + (f", {forked.place.address} in the common network" if forked.place else ""))
         if verbose:
             shown.append(f"  {phases(forked.phases)}")
     clones = "1 clone" if len(made) == 1 else f"{len(made)} clones"
@@ -33,5 +34,8 @@ def document(forked: Forked, ssh: Ssh) -> dict[str, Any]:
     return {
         "name": forked.name,
         "ssh": None if ssh is None else {"host": ssh[0], "port": ssh[1]},
+        "lan": None
+        if forked.place is None
+        else {"address": forked.place.address, "network": str(forked.place.network)},
         "phases": {name: round(number, 4) for name, number in forked.phases.items()},
     }
