@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vmimagemanager.boxes import fork, spares
 from vmimagemanager.deadline import Deadline, Stopwatch
-from vmimagemanager.errors import LeaseError, UsageError, VmimError
+from vmimagemanager.errors import HypervisorError, LeaseError, UsageError, VmimError
 from vmimagemanager.leases import Lease, Leases
 from vmimagemanager.names import Address
 
@@ -58,14 +59,14 @@ class Pool:
         self._known: set[str] = set()
         self._failure: Exception | None = None
         self._changed, self._closing, self._ended = threading.Event(), threading.Event(), threading.Event()
-        self._require_snapshot()
         self._lock = Leases(site.state).pool(str(address))
-        if not self._lock.try_acquire():
-            raise LeaseError(
-                f"A pool of '{address}' is held by {self._lock.holder()}.",
-                hint=f"Take one of its spares: vmimagemanager acquire {address}",
-            )
         try:
+            self._require_snapshot()
+            if not self._lock.try_acquire():
+                raise LeaseError(
+                    f"A pool of '{address}' is held by {self._lock.holder()}.",
+                    hint=f"Take one of its spares: vmimagemanager acquire {address}",
+                )
             self._missing()
         except BaseException:
             self._end()
@@ -128,7 +129,8 @@ class Pool:
             while not self._closing.is_set():
                 is_full = self._refilled()
                 if not is_full:
-                    self._require_snapshot()  # what is wrong with it will not mend: this ends the pool
+                    with suppress(HypervisorError):  # it may come back; a snapshot that is gone ends the pool
+                        self._require_snapshot()
                 self._changed.wait(_LOOK if is_full else _RETRY)
                 self._changed.clear()
         except Exception as error:  # noqa: BLE001 - it is raised where spares are waited for
