@@ -152,8 +152,11 @@ def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, new_
         fork_of=str(Address(record.name, manifest.name)),
         temporary=True,
     )
+    footing = snapshots.footing_of(manifest, folder, record.disks)
+    # A disk that the box had then and has no more is the clone's, too: its memory knows it.
+    clone = replace(clone, disks={name: record.disks.get(name, one) for name, one in footing.disks.items() if name})
     definition = making.with_parts(site, clone, DomainXml.read(folder.definition))
-    making.make(site, clone, definition, disk=folder.layer(manifest.layer), keys_of=folder, new_host_key=new_host_key)
+    making.make(site, clone, definition, footing=footing, keys_of=folder, new_host_key=new_host_key)
     watch.lap("define")
     frozen = DomainXml.read(snapshot.definition)
     ram = RamFile(path=snapshot.ram, size=frozen.ram, shared=False)

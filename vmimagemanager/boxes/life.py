@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from vmimagemanager import disks, keys, snapshots
+from vmimagemanager.boxes import making
 from vmimagemanager.boxes.define import ensure_defined
 from vmimagemanager.boxes.reach import HOST, LOGIN, agent, attach, check_alive, console_tail, host_key
 from vmimagemanager.boxes.record import BoxRecord
@@ -107,14 +108,14 @@ def kill(site: Site, record: BoxRecord) -> bool:
 
 def reset(site: Site, record: BoxRecord) -> None:
     """Throw a box's disk and memory away: it is off, and back to its image; its snapshots stay."""
-    base = Path(record.base)
-    if not base.exists():
-        raise BoxError(
-            f"The box '{record.name}' cannot be reset: its base '{base}' is gone.", hint="vmimagemanager image list"
-        )
+    for base in (Path(record.base), *(one.path for one in record.disks.values())):
+        if not base.exists():
+            raise BoxError(
+                f"The box '{record.name}' cannot be reset: its base '{base}' is gone.", hint="vmimagemanager image list"
+            )
     kill(site, record)
     folder = site.state.box(record.name)
-    snapshots.stand_on(site.hypervisor, folder, base)
+    snapshots.stand_on(site.hypervisor, folder, making.bare(record))
     snapshots.sweep(folder)
 
 
@@ -148,16 +149,18 @@ def subject(site: Site, record: BoxRecord) -> snapshots.Subject:
         boot=boot,
         shut_down=shut_down,
         attach=lambda domain: attach(domain, record),
+        bases=record.disks,
     )
 
 
 def _boot(site: Site, record: BoxRecord, folder: BoxFolder) -> Domain:
     definition = ensure_defined(site, record)
-    if disks.detect_format(folder.overlay) is None:
-        raise ImageError(
-            f"The disk '{folder.overlay}' is damaged: it is not a qcow2 image any more.",
-            hint=f"Restore a snapshot of the box, or start from its image: vmimagemanager reset {record.name}",
-        )
+    for overlay in map(folder.overlay_of, folder.disks):
+        if disks.detect_format(overlay) is None:
+            raise ImageError(
+                f"The disk '{overlay}' is damaged: it is not a qcow2 image any more.",
+                hint=f"Restore a snapshot of the box, or start from its image: vmimagemanager reset {record.name}",
+            )
     with translate_os_errors("remove", folder.console_log):
         folder.console_log.unlink(missing_ok=True)
     ram = None

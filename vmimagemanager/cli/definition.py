@@ -37,6 +37,9 @@ _OF_NEW: tuple[Decorator, ...] = (
     click.option("--ram", metavar="SIZE", help="The guest's memory, such as 512M or 2G."),
     click.option("--cpus", metavar="N", type=int, help="The guest's processors."),
     click.option("--network", metavar="NET", help="'user', 'none', or 'libvirt:NAME'."),
+    click.option("--disk", "disks", metavar="SIZE", multiple=True, help="An empty disk more; repeatable."),
+    click.option("--firmware", metavar="KIND", help="What the guest is started by: 'bios' or 'uefi'."),
+    click.option("--tpm/--no-tpm", default=None, help="Give the guest a software TPM."),
     click.option("--xml", metavar="FILE", help="Your own libvirt XML to start from."),
 )
 
@@ -116,7 +119,7 @@ def undefine(invocation: Invocation, boxes: tuple[str, ...], *, force: bool, yes
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
+    given = {name.replace("_", "-"): value for name, value in options.items() if value not in (None, ())}
     if "engines" in given:
         given["engines"] = [engine.strip() for engine in given["engines"].split(",")]
     return given

@@ -8,7 +8,7 @@ from datetime import datetime
 from vmimagemanager import records
 from vmimagemanager.config import Engine
 from vmimagemanager.errors import StateError
-from vmimagemanager.state import SnapshotFolder
+from vmimagemanager.state import FIRST_DISK, SnapshotFolder
 from vmimagemanager.units import Size
 
 FORMAT = 1
@@ -18,8 +18,8 @@ FORMAT = 1
 class Manifest:
     """One snapshot.
 
-    ``token`` is the value that the guest kept in its memory; ``layer`` names the frozen disk, and ``why_not`` says why
-    no better engine was used.
+    ``token`` is the value that the guest kept in its memory; ``layer`` names the frozen disks, which are the first one
+    and ``further_disks``, and ``why_not`` says why no better engine was used.
     """
 
     name: str
@@ -36,6 +36,11 @@ class Manifest:
     libvirt: str
     qemu: str
     why_not: tuple[str, ...]
+    further_disks: tuple[str, ...] = ()
+
+    @property
+    def disks(self) -> tuple[str, ...]:
+        return (FIRST_DISK, *self.further_disks)
 
     def write(self, folder: SnapshotFolder) -> None:
         record = {
@@ -53,6 +58,7 @@ class Manifest:
             "libvirt": self.libvirt,
             "qemu": self.qemu,
             "why-not": list(self.why_not),
+            "further-disks": list(self.further_disks),
         }
         records.write(folder.manifest, record, version=FORMAT, mode=0o600)
 
@@ -76,6 +82,7 @@ class Manifest:
                 libvirt=record["libvirt"],
                 qemu=record["qemu"],
                 why_not=tuple(record["why-not"]),
+                further_disks=tuple(record.get("further-disks", ())),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise StateError(f"The manifest '{folder.manifest}' is damaged: {error}.") from error

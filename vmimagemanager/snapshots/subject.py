@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
 from vmimagemanager.config import Engine
+from vmimagemanager.disks import Backing
 from vmimagemanager.hypervisor.connection import Hypervisor
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.state import BoxFolder, SnapshotFolder
@@ -30,7 +31,8 @@ class Subject:
 
     ``plant`` leaves a token in the guest's memory, sets its clock, reseeds its random numbers, and returns what it
     found there.  ``boot`` starts the box from its disk and returns when it is ready; ``shut_down`` ends it cleanly.
-    ``attach`` makes a started domain reachable from outside.
+    ``attach`` makes a started domain reachable from outside.  ``bases`` is what its further disks stand on without
+    any snapshot.
     """
 
     hypervisor: Hypervisor
@@ -40,6 +42,7 @@ class Subject:
     boot: Callable[[], Domain]
     shut_down: Callable[[Domain], None]
     attach: Callable[[Domain], object]
+    bases: Mapping[str, Backing]
 
 
 class SnapshotEngine(Protocol):
