@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vmimagemanager import BoxSettings, Manager
 from vmimagemanager.boxes.record import BoxRecord
-from vmimagemanager.config import BOX_KEYS, Engine, Firmware, Hook, Moment, Place, schema
+from vmimagemanager.config import BOX_KEYS, Channel, Engine, Firmware, Hook, Moment, Place, schema
 from vmimagemanager.config.schema import Spot
 from vmimagemanager.errors import (
     BoxError,
@@ -71,6 +71,7 @@ SETTINGS = st.builds(
     cpus=st.integers(1, 64),
     network=NETWORKS,
     user=st.just("root"),
+    channel=st.sampled_from(Channel),
     disks=st.lists(st.integers(1 << 20, 16 << 40).map(Size), max_size=3).map(tuple),
     firmware=st.sampled_from(Firmware),
     tpm=st.booleans(),

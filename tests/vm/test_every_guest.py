@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from tests.vm.conftest import IMAGE, RAM, new_name
 from vmimagemanager import Box, BoxSettings, Manager
-from vmimagemanager.config import Firmware
+from vmimagemanager.config import Channel, Firmware
+from vmimagemanager.deadline import Stopwatch
 from vmimagemanager.disks import info
+from vmimagemanager.errors import GuestUnreachableError
 from vmimagemanager.units import Size
 
 VARIABLE = "/sys/firmware/efi/efivars/VmimTest-83596ed3-5b0c-4bac-875c-5d7a393f7938"
@@ -132,3 +136,91 @@ def test_firmware_tpm_disks_and_processors_are_restored_and_forked_and_boot_agai
     assert [info(folder.overlay_of(disk)).backing for disk in ("vdb", "vdc")] == [
         manager.site.state.empty / f"{size}.qcow2" for size in (16 << 20, 1 << 30)
     ]
+
+
+# -- who can be asked -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_channel(box: Box) -> Iterator[Callable[[Channel], Box]]:
+    """Return the box, asked through another channel for as long as a test lasts."""
+    before = box.show().settings
+
+    def change(channel: Channel) -> Box:
+        box.update(replace(before, channel=channel))
+        return box
+
+    yield change
+    box.update(before)
+
+
+def test_a_guest_without_an_agent_is_proven_over_ssh(with_channel: Callable[[Channel], Box], manager: Manager) -> None:
+    box = with_channel(Channel.SSH)
+    box.script("systemctl stop qemu-guest-agent.socket qemu-guest-agent 2>/dev/null || true")  # and with it the waiter
+    assert box.up().channel is Channel.SSH
+    boot_id = box.script("date -s '2 days ago' >/dev/null; cat /proc/sys/kernel/random/boot_id").text
+    assert box.snapshot("asked-over-ssh").engine == "live"
+    box.script("echo dirty >/root/canary")
+    restored = box.restore("asked-over-ssh")
+    assert (restored.engine, restored.proven) == ("live", True)
+    assert box.script("ls /root; cat /proc/sys/kernel/random/boot_id").text == boot_id
+    assert abs(float(box.run(["date", "+%s"]).text) - time.time()) < 5
+
+
+def test_of_a_guest_that_cannot_be_asked_nothing_is_claimed(
+    with_channel: Callable[[Channel], Box], manager: Manager
+) -> None:
+    box = with_channel(Channel.NONE)
+    up = box.up()
+    assert (up.started, up.channel, up.boot_id) == (False, Channel.NONE, "")
+    assert box.snapshot("unasked").engine == "live"
+    restored = box.restore("unasked")
+    assert (restored.engine, restored.running, restored.proven) == ("live", True, False)
+    with box.fork("unasked", count=1) as clones:
+        assert [made.proven for made in clones.made] == [False]
+        assert clones[0].show().state == "running"
+    box.kill()
+    watch = Stopwatch()
+    assert box.up().started
+    assert watch.total < 10  # nothing was waited for
+    assert box.show().state == "running"
+    assert not box.restore("clean").proven  # it was planted, but may not be asked
+
+
+def test_a_box_without_a_network_is_restored_and_forked_through_its_agent(define: Callable[..., Box]) -> None:
+    box = define(network="none", cpus=2)
+    box.up()
+    assert box.snapshot("clean").engine == "live"
+    assert box.restore("clean").proven
+    with box.fork("clean", count=2) as clones:
+        assert [made.proven for made in clones.made] == [True, True]
+    with pytest.raises(GuestUnreachableError, match="has no network"):
+        box.run(["true"])
+
+
+# -- the disk that starts itself ----------------------------------------------------------------------------------
+
+
+def test_a_disk_with_a_boot_loader_of_its_own_is_built_started_and_restored(manager: Manager) -> None:
+    name = f"{IMAGE}-uefi"
+    if name not in [image.name for image in manager.images.list()]:
+        manager.images.build(name)
+    image = manager.images.get(name)
+    assert (image.kernel, image.initrd, image.firmware) == (None, None, "uefi")
+    box = manager.define(new_name(), BoxSettings(image=name, ram=RAM, boot_timeout=timedelta(minutes=4)))
+    try:
+        assert box.up().first_boot
+        booted = box.script(
+            "cat /proc/cmdline; cd /sys/firmware/efi/efivars; ls | grep LoaderInfo; findmnt -no SOURCE /"
+        ).text
+        command_line, loader, root = booted.splitlines()
+        assert "initrd=" in command_line  # as the boot loader writes it
+        assert loader.startswith("LoaderInfo-")
+        assert root == "/dev/vda2"
+        boot_id = box.run(["cat", "/proc/sys/kernel/random/boot_id"]).text
+        assert box.snapshot("clean").engine == "live"
+        box.script("echo dirty >/root/canary; sync")
+        assert box.restore("clean").proven
+        assert box.script("ls /root; cat /proc/sys/kernel/random/boot_id").text == boot_id
+    finally:
+        box.undefine(force=True)

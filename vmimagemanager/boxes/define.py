@@ -66,7 +66,7 @@ def define(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
             owner=owner(),
             settings=settings,
         )
-        record, base = _asked_for(site, record)
+        record, base = _asked_for(site, record, image)
         making.make(site, record, making.with_parts(site, record, base, _boot(image)))
     return record
 
@@ -137,7 +137,7 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
         changed = replace(
             record, settings=settings, image=image.address, base=str(image.disk), digests=dict(image.digests)
         )
-        changed, base = _asked_for(site, changed)
+        changed, base = _asked_for(site, changed, image)
         snapshots.add_disks(site.hypervisor, folder, changed.disks)
         making.store(site, changed, making.with_parts(site, changed, base, _boot(image)), folder)
     if any(one != record.disks.get(name, one) for name, one in changed.disks.items()):
@@ -209,14 +209,14 @@ def _image(site: Site, name: str, settings: BoxSettings) -> Image:
     return image
 
 
-def _asked_for(site: Site, record: BoxRecord) -> tuple[BoxRecord, DomainXml]:
+def _asked_for(site: Site, record: BoxRecord, image: Image) -> tuple[BoxRecord, DomainXml]:
     """Return the domain that a box's settings ask for, and the record with what follows from it."""
     settings = record.settings
     base = _base(record)
     if settings.xml is not None:
         record = _as_the_xml_says(record, base)
     base = base.with_disks([_empty_disk(site, size) for size in settings.disks])
-    if settings.firmware is Firmware.UEFI:
+    if Firmware.UEFI in (settings.firmware, image.firmware):
         base = base.with_uefi()
     if settings.tpm:
         base = base.with_tpm()

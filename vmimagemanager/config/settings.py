@@ -44,6 +44,14 @@ class Engine(StrEnum):
     DISK = "disk"
 
 
+class Channel(StrEnum):
+    """What a guest is asked through, to prove that it is up and what it is."""
+
+    AGENT = "agent"
+    SSH = "ssh"
+    NONE = "none"
+
+
 class Firmware(StrEnum):
     """What a guest is started by."""
 
@@ -84,6 +92,7 @@ class BoxSettings:
     cpus: int = 1
     network: str = "user"
     user: str = "root"
+    channel: Channel = Channel.AGENT
     disks: tuple[Size, ...] = ()
     firmware: Firmware = Firmware.BIOS
     tpm: bool = False
@@ -146,6 +155,7 @@ BOX_KEYS: schema.Keys = {
     "cpus": schema.integer(1, 64),
     "network": schema.network,
     "user": schema.user,
+    "channel": schema.choice(Channel),
     "disks": schema.sizes(Size(1 << 20), Size(16 << 40)),
     "firmware": schema.choice(Firmware),
     "tpm": schema.switch,

@@ -21,7 +21,10 @@ def lines(
     shown = []
     for forked in made:
         ssh = ports[forked.name]
-        shown.append(f"{forked.name}: running, proven" + (f", SSH on {ssh[0]}, port {ssh[1]}" if ssh else ""))
+        shown.append(
+            f"{forked.name}: running, {'proven' if forked.proven else 'not proven'}"
+            + (f", SSH on {ssh[0]}, port {ssh[1]}" if ssh else "")
+        )
         if verbose:
             shown.append(f"  {phases(forked.phases)}")
     clones = "1 clone" if len(made) == 1 else f"{len(made)} clones"
@@ -32,6 +35,7 @@ def document(forked: Forked, ssh: Ssh) -> dict[str, Any]:
     """Return a clone for JSON."""
     return {
         "name": forked.name,
+        "proven": forked.proven,
         "ssh": None if ssh is None else {"host": ssh[0], "port": ssh[1]},
         "phases": {name: round(number, 4) for name, number in forked.phases.items()},
     }

@@ -35,7 +35,7 @@ from vmimagemanager.snapshots.layers import Footing
 from vmimagemanager.snapshots.live import LiveEngine
 from vmimagemanager.snapshots.manifest import Manifest
 from vmimagemanager.snapshots.saved import SavedEngine
-from vmimagemanager.snapshots.subject import GuestProof, SnapshotEngine, Subject
+from vmimagemanager.snapshots.subject import SnapshotEngine, Subject
 from vmimagemanager.state import BoxFolder, SnapshotFolder, staged_folder
 from vmimagemanager.units import Size
 
@@ -65,8 +65,8 @@ class Taken:
 class Restored:
     """A snapshot that was restored.
 
-    ``proven`` says that the guest showed the value that only the snapshot's memory holds (one that was off or had to be
-    booted has none); ``why_not`` says why a better engine was not used; ``phases`` are seconds.
+    ``proven`` says that the guest showed the value that only the snapshot's memory holds (one that was off, had to be
+    booted or cannot be asked has none); ``why_not`` says why a better engine was not used; ``phases`` are seconds.
     """
 
     name: str
@@ -97,7 +97,7 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
         definition = DomainXml.read(folder.definition) if domain is None else domain.portable_definition()
         replace_file(stage.definition, definition.text().encode(), mode=0o600)
         boot_id = ""
-        if domain is not None:
+        if domain is not None and subject.plant is not None:
             boot_id = subject.plant(domain, token).boot_id
             watch.lap("plant")
         sweep(folder)  # a restore, which has no time for it, may have left layers that nobody stands on
@@ -119,7 +119,7 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
                 running=domain is not None,
                 layer=layer,
                 further_disks=folder.disks[1:],
-                token=token if domain is not None and engine.kind is not Engine.DISK else "",
+                token=token if boot_id and engine.kind is not Engine.DISK else "",
                 boot_id=boot_id,
                 ram=definition.ram,
                 machine=definition.machine,
@@ -193,14 +193,15 @@ def restore(subject: Subject, domain: Domain | None, name: str, *, next_token: s
         layers.stand_on(subject.hypervisor, folder, footing)
         revived = _ENGINES[engine].bring_back(subject, snapshot)
     watch.lap("start")
+    proven = False
     if engine is not Engine.DISK:
-        _prove(subject, revived, manifest.token, name, next_token=next_token)
+        proven = _prove(subject, revived, manifest.token, name, next_token=next_token)
         watch.lap("proof and repair")
     return Restored(
         name=name,
         engine=engine,
         running=True,
-        proven=engine is not Engine.DISK,
+        proven=proven,
         why_not=reasons,
         phases=watch.phases,
     )
@@ -270,15 +271,18 @@ def _go_on(subject: Subject, engine: SnapshotEngine, name: str, *, token: str, w
         watch.lap("proof and repair")
 
 
-def _prove(subject: Subject, domain: Domain, token: str, name: str, *, next_token: str | None = None) -> GuestProof:
+def _prove(subject: Subject, domain: Domain, token: str, name: str, *, next_token: str | None = None) -> bool:
+    """Repair a guest and return whether it is proven to be the snapshot; nothing can be asked of some, or could be."""
+    if subject.plant is None:
+        return False
     proof = subject.plant(domain, next_token if next_token is not None else secrets.token_hex(16))
-    if proof.token != token:
+    if token and proof.token != token:
         raise SnapshotError(
             f"The guest of '{subject.folder.name}' runs, but it is not the snapshot '{name}': "
             "the value kept in its memory is another one.",
             hint=f"Restore it once more: vmimagemanager restore {subject.folder.name}@{name}",
         )
-    return proof
+    return token != ""
 
 
 def _undo(subject: Subject, domain: Domain | None, stage: SnapshotFolder, *, layer: str, boot: bool) -> None:
