@@ -12,6 +12,8 @@ import pytest
 
 from vmimagemanager import Box, BoxSettings, Manager
 from vmimagemanager.disks import chain, info
+from vmimagemanager.errors import BoxError, ConfigError
+from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.units import Size
 
 # Kills itself before the file operation of that number.
@@ -169,3 +171,67 @@ def test_a_snapshot_to_which_an_interrupted_restore_went_can_be_removed(manager:
     assert folder.standing.exists()
     box.remove_snapshot("first")
     assert words(manager, box) == {1}
+
+
+# -- what their owners bring -----------------------------------------------------------------------------------------
+
+OWN = """
+<domain type="test">
+  <name>theirs</name>
+  <memory unit="MiB">96</memory>
+  <os><type>hvm</type><loader readonly="yes" type="pflash">FOLDER/code</loader><nvram>FOLDER/variables</nvram></os>
+  <devices>
+    <disk type="file" device="disk"><source file="FOLDER/first"/><target dev="vda" bus="virtio"/></disk>
+    <disk type="file" device="disk"><driver name="qemu" type="raw"/><source file="FOLDER/second"/>
+      <target dev="vdb" bus="virtio"/></disk>
+  </devices>
+</domain>
+"""
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """A folder with two raw disks, firmware variables, and the XML that names them."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for name in ("first", "second"):
+        (folder / name).write_bytes(bytes([2]) * (1 << 20))
+    (folder / "variables").write_bytes(b"theirs")
+    (folder / "own.xml").write_text(OWN.replace("FOLDER", str(folder)))
+    return folder
+
+
+@pytest.mark.parametrize("adopt", [False, True])
+def test_what_the_owner_brings_is_stood_on_and_never_written_to(manager: Manager, theirs: Path, adopt: bool) -> None:
+    if adopt:
+        manager.site.hypervisor.define(DomainXml.read(theirs / "own.xml"))
+        box = manager.define("theirs", BoxSettings(), adopt=True)
+    else:
+        box = manager.define("theirs", BoxSettings(image="tiny", xml=theirs / "own.xml"))
+    folder = manager.site.state.box("theirs")
+    assert set(folder.disks) == {"", "vdb"}
+    for _ in range(2):
+        assert folder.nvram.read_bytes() == b"theirs"
+        assert qemu_io(folder.overlay_of("vdb"), "read -P 2 0 4k")
+        folder.nvram.write_bytes(b"changed")
+        qemu_io(folder.overlay_of("vdb"), "write -P 3 0 4k")
+        box.reset()
+    box.undefine()
+    assert (theirs / "variables").read_bytes() == b"theirs"
+    assert (theirs / "second").read_bytes() == bytes([2]) * (1 << 20)
+
+
+def test_a_disk_that_does_not_exist_is_named_and_no_box_is_made(manager: Manager, theirs: Path) -> None:
+    (theirs / "second").unlink()
+    with pytest.raises(ConfigError, match="The disk 'vdb' of the domain XML does not exist"):
+        manager.define("theirs", BoxSettings(image="tiny", xml=theirs / "own.xml"))
+    assert manager.boxes() == ()
+
+
+def test_a_domain_with_a_tpm_is_not_adopted(manager: Manager, theirs: Path) -> None:
+    tpm = '<tpm model="tpm-crb"><backend type="emulator" version="2.0"/></tpm></devices>'
+    text = (theirs / "own.xml").read_text().replace("</devices>", tpm)
+    manager.site.hypervisor.define(DomainXml.parse(text, source="'own.xml'"))
+    with pytest.raises(BoxError, match="it has a TPM, whose state a box would change"):
+        manager.define("theirs", BoxSettings(), adopt=True)
+    assert manager.boxes() == ()
