@@ -88,7 +88,7 @@ def define(invocation: Invocation, /, box: str, *, update: bool, **options: Any)
 def adopt(invocation: Invocation, /, box: str, **options: Any) -> None:  # noqa: ANN401 - click's values
     """Make a box of the existing libvirt domain of that name, which has to be off.
 
-    Its disk becomes the read-only base of the box and is not written to any more. 'undefine' gives the domain its own
+    Its disks become the read-only bases of the box and are not written to any more. 'undefine' gives the domain its own
     definition back.
     """
     with invocation.open() as manager:
