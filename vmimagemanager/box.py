@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from vmimagemanager import names
 from vmimagemanager.config import BoxSettings, Moment
-from vmimagemanager.errors import GuestError, UsageError
+from vmimagemanager.errors import BoxError, BoxNotFoundError, GuestError, StateError, UsageError
 from vmimagemanager.leases import Hold, Lease, Leases, owner
+from vmimagemanager.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from vmimagemanager.boxes.archive import Exported
     from vmimagemanager.boxes.define import Changed
     from vmimagemanager.boxes.life import Down, Up
     from vmimagemanager.boxes.operations import Entry, Operation
@@ -134,8 +136,12 @@ class Box:
                 self._run_hooks(record, Moment.AFTER_SNAPSHOT)
             return taken
 
-    def restore(self, name: str) -> Restored:
-        """Put the box back to a snapshot; return when the guest is proven to be it, and its clock is right again."""
+    def restore(self, name: str, *, disk_only: bool = False) -> Restored:
+        """Put the box back to a snapshot; return when the guest is proven to be it, and its clock is right again.
+
+        With ``disk_only`` its memory is left alone, and the guest booted from its disk.  Raises SnapshotError, before
+        anything is stopped, when the memory was altered or cannot be brought back on this host.
+        """
         from vmimagemanager import snapshots
         from vmimagemanager.boxes import life
         from vmimagemanager.guest.repair import new_token
@@ -144,7 +150,8 @@ class Box:
         with self._operation("restore") as (record, entry):
             self.disconnect()
             domain = self._settled(record)
-            restored = snapshots.restore(life.subject(self._site, record), domain, name, next_token=new_token())
+            subject = life.subject(self._site, record)
+            restored = snapshots.restore(subject, domain, name, next_token=new_token(), disk_only=disk_only)
             entry.phases |= restored.phases
             entry.facts |= {"snapshot": name, "engine": restored.engine.value, "proven": restored.proven}
             if restored.running:
@@ -175,6 +182,21 @@ class Box:
                 self._settled(record)
             snapshots.remove(folder, name)
 
+    def export_snapshot(self, name: str, target: str | Path, *, progress: Progress = silent) -> Exported:
+        """Write a snapshot to the new file ``target``, for `Manager.import_snapshot`; the box goes on running.
+
+        The archive holds the guest's memory and the keys that open the box, hence every secret in them: it is readable
+        by its owner alone, and that is how it has to travel.  Raises SnapshotError, StateError when there is such a
+        file already, and SpaceError; no archive is left then.
+        """
+        from vmimagemanager.boxes import archive
+
+        names.snapshot_name(name)
+        with self._operation("snapshot-export") as (record, entry):
+            exported = archive.export(self._site, record, name, Path(target).absolute(), progress=progress)
+            entry.facts |= {"snapshot": name, "file": str(exported.path), "bytes": exported.size.bytes}
+            return exported
+
     def fork(
         self,
         name: str,
@@ -183,22 +205,28 @@ class Box:
         prefix: str | None = None,
         new_host_keys: bool = False,
         overcommit: bool = False,
+        lan: bool = False,
     ) -> Fork[Box]:
         """Make ``count`` running clones of a live snapshot, which share its memory until they write to it.
 
         They are boxes of their own, named ``prefix`` (by default the box's name and a dash) and the first numbers that
-        are free, with a host name, machine-id, generation id and SSH port of their own, leased by this process.  The
-        result is a context manager that removes them all.
+        are free, with a host name, machine-id, generation id and SSH port (on a libvirt network a MAC address and an
+        address) of their own, leased by this process.  The
+        result is a context manager that removes them all.  With ``lan`` they have a network in common, on this host
+        only, in which each knows the others by their names.
 
         Raises SnapshotError for a snapshot that is not a live one, SpaceError when they could exceed the host's memory
         (unless ``overcommit``), BoxError and GuestError; no clone is left then.
         """
         from vmimagemanager.boxes import fork
+        from vmimagemanager.boxes.lan import MOST
         from vmimagemanager.forks import Fork
 
         names.snapshot_name(name)
         if count < 1:
             raise UsageError(f"{count} clones cannot be made: expected 1 or more.")
+        if lan and count > MOST:
+            raise UsageError(f"{count} clones cannot have a network in common: expected at most {MOST}.")
         with self._operation("fork") as (record, entry):
             manifest = fork.forkable(self._site, record, name)
             if not overcommit:
@@ -207,7 +235,7 @@ class Box:
             try:
                 clones = [lease.box for lease in leases]
                 entry.facts |= {"snapshot": name, "clones": clones}
-                forked = fork.fork(self._site, record, manifest, clones, new_host_keys=new_host_keys)
+                forked = fork.fork(self._site, record, manifest, clones, new_host_keys=new_host_keys, common=lan)
             except BaseException:
                 for lease in leases:
                     lease.release()
@@ -346,10 +374,14 @@ class Box:
             session.close()
 
     def release(self) -> None:
-        """End the connection and the lease."""
+        """End the connection and the lease; a temporary box, such as a clone, is removed with it."""
         self.disconnect()
-        if self._lease is not None:
-            self._lease.release()
+        if self._lease is not None and self._lease.active:
+            try:
+                if self._is_temporary():
+                    self.undefine(force=True)
+            finally:
+                self._lease.release()
 
     def __enter__(self) -> Box:
         return self
@@ -363,6 +395,12 @@ class Box:
 
     def _record(self) -> BoxRecord:
         return self._site.record(self.name)
+
+    def _is_temporary(self) -> bool:
+        try:
+            return self._record().temporary
+        except (BoxNotFoundError, StateError):  # it was removed, or is damaged
+            return False
 
     def _settled(self, record: BoxRecord) -> Domain | None:
         from vmimagemanager import snapshots
@@ -379,6 +417,11 @@ class Box:
         self._record()  # its time limits are those of waiting for the lease, too
         with self._leased():
             record = self._record()
+            if record.spare:
+                raise BoxError(
+                    f"The box '{self.name}' is a spare of '{record.fork_of}', which waits to be taken.",
+                    hint=f"Take one: vmimagemanager acquire {record.fork_of}",
+                )
             if log:
                 with operations.logged(self._site.state.box(self.name), verb) as entry:
                     yield record, entry

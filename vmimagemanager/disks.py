@@ -79,6 +79,11 @@ def create_overlay(path: Path, backing: Path, *, backing_format: str = "qcow2", 
         raise
 
 
+def rename_backing(path: Path, backing: Path) -> None:
+    """Write into an overlay that its backing file, whose content is the same, is found at ``backing``."""
+    _qemu_img("rebase", "-u", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing.absolute(), path.absolute(), path=path)
+
+
 def info(path: Path, *, disk_format: str = "qcow2") -> DiskInfo:
     """Inspect an image, which a running domain may have open; the files that it names are not followed."""
     finished = _qemu_img("info", "--force-share", "-f", disk_format, "--output=json", path.absolute(), path=path)

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from vmimagemanager.errors import SpaceError, StateError
 from vmimagemanager.units import Size
@@ -74,6 +75,40 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
             staged.unlink(missing_ok=True)
             raise
         fsync_path(path.parent)
+
+
+@contextmanager
+def new_file(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """Yield a file to write to, which appears as ``path``, flushed and with exactly ``mode``, when the block has ended.
+
+    Until then it has no name where the file system can do that, so that a kill leaves nothing.  Raises SpaceError, or
+    StateError, when ``path`` is there, too; nothing is left then.
+    """
+    with translate_os_errors("write", path):
+        if path.exists() or path.is_symlink():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        staged = path.with_name(f".{path.name}.{os.getpid()}")
+        folder = os.open(path.parent, os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, mode)
+                source = Path(f"/proc/self/fd/{descriptor}")
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                    raise
+                descriptor = os.open(staged, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, mode)
+                source = staged
+            with os.fdopen(descriptor, "wb") as stream:
+                os.fchmod(descriptor, mode)
+                yield stream
+                stream.flush()
+                os.fsync(descriptor)
+                # A link never takes another file's place; with a folder's descriptor it follows the one in /proc.
+                os.link(source, path.name, dst_dir_fd=folder)
+                os.fsync(folder)
+        finally:
+            os.close(folder)
+            staged.unlink(missing_ok=True)
 
 
 def publish(staged: Path, target: Path) -> None:

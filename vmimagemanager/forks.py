@@ -60,8 +60,7 @@ class Fork(Sequence[Item]):
             self._release()
 
     def _release(self) -> None:
-        for box in self._boxes:
-            box.release()
+        tuple(in_parallel(lambda box: box.release(), self._boxes))
 
     def __enter__(self) -> Fork[Item]:
         return self

@@ -120,13 +120,7 @@ class Leases:
         """
 
         def first_free() -> Lease | None:
-            for box in boxes():
-                lock = self._lock(box, purpose)
-                if self.hold(box) is None and lock.try_acquire():
-                    if self.hold(box) is None:
-                        return self._lease(lock, box)
-                    lock.release()
-            return None
+            return next((lease for box in boxes() if (lease := self.attempt(box, purpose=purpose)) is not None), None)
 
         try:
             return Deadline(wait, scaled=False).wait_for("a free box", first_free, every=_POLL)
@@ -135,6 +129,24 @@ class Leases:
                 f"No box became free within {format_duration(wait)}.",
                 hint="'vmimagemanager list' shows who has which; --wait waits longer.",
             ) from error
+
+    def attempt(self, box: str, *, purpose: str = "") -> Lease | None:
+        """Lease a box that is neither leased nor held now, not even by this owner; return None for another one."""
+        lock = self._lock(box, purpose)
+        if self.hold(box) is None and lock.try_acquire():
+            if self.hold(box) is None:
+                return self._lease(lock, box)
+            lock.release()
+        return None
+
+    def pool(self, snapshot: str) -> FileLock:
+        """Return the lock of whoever keeps spares of a snapshot, ``web@clean``, ready."""
+        return FileLock(self._state.locks / f"{snapshot}.lock")  # no name of a box has an '@' in it
+
+    def pools(self, box: str) -> dict[str, Holder]:
+        """Return who keeps spares of a box's snapshots ready, by the snapshots' addresses."""
+        locks = sorted(self._state.locks.glob(f"{box}@*.lock"))
+        return {lock.stem: holder for lock in locks if (holder := FileLock(lock).holder()) is not None}
 
     def new_names(self, prefix: str, count: int, *, taken: Callable[[str], bool]) -> tuple[Lease, ...]:
         """Lease ``count`` names that nobody uses: ``prefix`` and the first numbers from 1 that are not ``taken``."""

@@ -13,13 +13,16 @@ from vmimagemanager import names
 from vmimagemanager.box import Box
 from vmimagemanager.config import BoxSettings, Configuration, Moment, load
 from vmimagemanager.leases import Lease, Leases
+from vmimagemanager.progress import Progress, silent
 from vmimagemanager.state import StateDirectory
 
 if TYPE_CHECKING:
+    from vmimagemanager.boxes.archive import Imported
     from vmimagemanager.boxes.caretaker import Leftover
     from vmimagemanager.boxes.fsck import Examination
     from vmimagemanager.boxes.site import Site
     from vmimagemanager.images import ImageStore
+    from vmimagemanager.pool import Pool
 
 
 class Manager:
@@ -113,6 +116,33 @@ class Manager:
             lease.release()
         return self._box(name)
 
+    def import_snapshot(
+        self, source: str | Path, *, name: str | None = None, trust: bool = False, progress: Progress = silent
+    ) -> Imported:
+        """Make a box, by default of the name that it had, with one snapshot, of an archive of `Box.export_snapshot`.
+
+        With ``trust`` the snapshot is what it was: restoring it brings the guest back, running.  QEMU believes the
+        memory that it reads: only trust an archive whose maker you would let in.  Otherwise its disk comes in, as a new
+        generation of an image that is named like the box, and the snapshot is one of a box that is off.
+
+        Raises SnapshotError for an archive that is damaged or that this host cannot run, BoxError when there is a box
+        of that name, ImageError for a disk that is none, SpaceError; nothing is left then.
+        """
+        from vmimagemanager.boxes import archive
+        from vmimagemanager.boxes.operations import logged
+        from vmimagemanager.snapshots import parcel
+
+        with parcel.opened(Path(source), known=archive.MEMBERS) as opened:
+            box = names.box_name(name) if name is not None else archive.origin(opened)
+            lease = self._leases.acquire(box, self.wait, notice=self.notice)
+            try:
+                imported = archive.receive(self.site, opened, box, trust=trust, progress=progress)
+                with logged(self.site.state.box(box), "snapshot-import") as entry:
+                    entry.facts |= {"file": str(source), "snapshot": imported.snapshot, "trusted": trust}
+            finally:
+                lease.release()
+        return imported
+
     def lease(self, name: str, *, wait: timedelta | None = None) -> Box:
         """Return a box that nobody else can use until it is released or this process ends; a context manager.
 
@@ -137,7 +167,40 @@ class Manager:
             lambda: (name for name in self.boxes() if not clone(name)) if chosen is None else chosen,
             self.wait if wait is None else wait,
         )
-        return self._box(lease.box, lease)
+        return self._leased_box(lease)
+
+    def pool(
+        self,
+        snapshot: str,
+        *,
+        size: int,
+        overcommit: bool = False,
+        notice: Callable[[str], None] | None = None,
+    ) -> Pool:
+        """Keep ``size`` paused clones of a live snapshot, ``web@clean``, ready to be taken; a context manager.
+
+        They are made by a thread of this process, which tells ``notice`` what comes and goes, and can be taken by any
+        process.  Raises LeaseError that names the holder when there is such a pool already, SnapshotError for a
+        snapshot that is not a live one, SpaceError when they could exceed the host's memory (unless ``overcommit``).
+        """
+        from vmimagemanager.pool import Pool
+
+        address = names.Address.parse(snapshot)
+        return Pool(
+            self.site, address, size, overcommit=overcommit, wait=self.wait, box=self._leased_box, notice=notice
+        )
+
+    def spare(self, snapshot: str, *, wait: timedelta | None = None) -> Box:
+        """Take a spare of a snapshot, ``web@clean``, from the pool that some process holds; a context manager.
+
+        The clone that is returned runs, proven and with its clock right, and is leased by this process; its release
+        removes it, unless `Box.keep` was called.  Raises LeaseError when none is ready within ``wait``, BoxError when
+        there is none and nobody holds a pool.
+        """
+        from vmimagemanager.boxes import spares
+
+        limit = self.wait if wait is None else wait
+        return self._leased_box(spares.acquire(self.site, names.Address.parse(snapshot), limit))
 
     def fsck(self) -> Examination:
         """Undo what killed processes left half done, then examine the state directory against itself and libvirt."""
@@ -167,6 +230,9 @@ class Manager:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _leased_box(self, lease: Lease) -> Box:
+        return self._box(lease.box, lease)
 
     def _box(self, name: str, lease: Lease | None = None) -> Box:
         box = Box(self.site, name, lease=lease, wait=self.wait, hooks=self.hooks)

@@ -36,6 +36,11 @@ def box_name(text: str) -> str:
     return _checked(text, "box", "vmimagemanager list")
 
 
+def host_name(box: str) -> str:
+    """Return what the guest of a box is called."""
+    return box.lower().replace("_", "-")
+
+
 def snapshot_name(text: str) -> str:
     """Return ``text`` when it may name a snapshot; raise UsageError that quotes it and says what is expected."""
     return _checked(text, "snapshot", "vmimagemanager snapshots BOX")

@@ -17,6 +17,11 @@ NODE = """
   <cpu><mhz>1000</mhz><model>x86_64</model><active>2</active><nodes>1</nodes><sockets>1</sockets><cores>2</cores>
     <threads>1</threads></cpu>
   <memory>8388608</memory>
+  <network>
+    <name>small</name>
+    <bridge name="small0"/>
+    <ip address="192.168.213.1" prefix="24"><dhcp><range start="192.168.213.9" end="192.168.213.13"/></dhcp></ip>
+  </network>
 </node>
 """
 

@@ -400,3 +400,18 @@ def test_a_definition_that_fails_half_way_leaves_no_domain(manager: Manager, ful
         manager.define("web", BoxSettings(image="tiny"))
     assert manager.site.hypervisor.names() == ()
     assert list(manager.site.state.boxes.iterdir()) == []
+
+
+def test_an_address_that_a_network_keeps_for_a_box_is_given_back_with_the_box_or_its_network(manager: Manager) -> None:
+    network = manager.site.hypervisor.network("small")
+    box = manager.define("we_b", BoxSettings(image="tiny", network="libvirt:small"))
+    assert network.keep("we-b", "192.168.213.9")
+    box.update(BoxSettings(image="tiny", network="libvirt:small", ram=Size(64 << 20)))
+    assert [kept.name for kept in network.kept()] == ["we-b"]
+    box.update(BoxSettings(image="tiny", network="user"))
+    assert network.kept() == ()
+    box.update(BoxSettings(image="tiny", network="libvirt:small"))
+    assert network.keep("we-b", "192.168.213.9")
+    box.undefine()
+    assert network.kept() == ()
+    manager.define("we_b", BoxSettings(image="tiny", network="libvirt:gone")).undefine()  # it keeps nothing

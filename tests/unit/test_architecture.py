@@ -28,6 +28,7 @@ OWNERS = {
     "fcntl": ("locks.py",),
     "tomllib": ("records.py",),
     "tomli_w": ("records.py",),
+    "zstandard": ("snapshots/parcel.py",),
     "click": ("cli/",),
     "rich": ("cli/", "report/"),
     "pytest": ("pytest_plugin.py",),
@@ -96,7 +97,7 @@ def test_imports_point_downwards_only() -> None:
 
 
 def test_importing_the_package_loads_nothing_foreign() -> None:
-    foreign = {"libvirt", "lxml", "paramiko", "rich", "click", "cryptography", "pytest"}
+    foreign = {"libvirt", "lxml", "paramiko", "rich", "click", "cryptography", "pytest", "zstandard"}
     program = f"import sys, vmimagemanager; print(*sorted({foreign} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split() == []

@@ -483,7 +483,7 @@ def furnished(state: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("vmim", "snapshot"), ["snapshot", "snapshots", "snapshot-remove"]),
+        (("vmim", "snapshot"), ["snapshot", "snapshots", "snapshot-export", "snapshot-import", "snapshot-remove"]),
         (("vmim", "up", ""), ["db", "web"]),
         (("vmim", "up", "w"), ["web"]),
         (("vmim", "restore", "w"), ["web@clean"]),

@@ -17,7 +17,8 @@ from vmimagemanager.errors import ConfigError
 from vmimagemanager.hypervisor.accelerator import Accelerator
 from vmimagemanager.hypervisor.domainxml import DomainXml, Ownership
 from vmimagemanager.hypervisor.parts import OURS, TPM_SOCKET, Boot, Parts
-from vmimagemanager.hypervisor.ramfile import QEMU, RamFile
+from vmimagemanager.hypervisor.qemuline import QEMU
+from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.units import Size
 
 GOLDEN = Path(__file__).parent / "golden"

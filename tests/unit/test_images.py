@@ -24,7 +24,7 @@ from vmimagemanager.images import RECIPES, Image, ImageStore, debian, layout, ma
 from vmimagemanager.images import stage as stages
 from vmimagemanager.images import store as store_module
 from vmimagemanager.images.catalogue import Recipe
-from vmimagemanager.images.progress import Progress
+from vmimagemanager.progress import Progress
 
 HERE = Path(__file__).parents[2]
 
@@ -370,6 +370,14 @@ def disk(tmp_path: Path) -> Path:
     path = tmp_path / "mine.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "16M"], check=True)
     return path
+
+
+def test_what_is_there_already_is_added_again_only_when_it_is_not_to_be_reused(store: ImageStore, disk: Path) -> None:
+    first = store.add("mine", disk, kernel=disk)
+    assert store.add("mine", disk, kernel=disk, reuse=True) == first
+    assert store.add("mine", disk, kernel=disk).generation == 2
+    assert store.add("mine", disk, kernel=disk, command_line="quiet", reuse=True).generation == 3
+    assert store.add("mine", disk, reuse=True).generation == 4
 
 
 def test_an_added_image_is_a_copy(store: ImageStore, disk: Path) -> None:

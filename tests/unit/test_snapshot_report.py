@@ -9,6 +9,7 @@ import pytest
 from vmimagemanager.config import Engine
 from vmimagemanager.report import snapshots as report
 from vmimagemanager.snapshots import Manifest, Snapshot
+from vmimagemanager.snapshots.platform import Platform
 from vmimagemanager.units import Size
 
 
@@ -24,10 +25,9 @@ def snapshot(name: str, parent: str = "", *, age: timedelta = timedelta(0)) -> S
         token="secret",
         boot_id="",
         ram=Size(512 << 20),
-        machine="pc-q35-7.2",
-        libvirt="9.0.0",
-        qemu="7.2.0",
         why_not=(),
+        platform=Platform(machine="pc-q35-7.2", libvirt="9.0.0", qemu="7.2.0"),
+        seals={},
     )
     return Snapshot(manifest=manifest, parent=parent, own=Size(3 << 20), shared=Size(400 << 20))
 

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,10 +78,12 @@ def booted_name(state_directory: Path) -> Iterator[str]:
     if not os.environ.get("VMIM_TEST_STATE"):
         yield new_name()
         return
+    # libvirt's domains are shared by all state directories.
+    place = f"{zlib.crc32(bytes(state_directory.absolute())):08x}"
     for number in range(1, 9):
         lock = FileLock(state_directory / f"{KEPT}{number}.lock")
         if lock.try_acquire():
-            yield f"{KEPT}{number}"
+            yield f"{KEPT}{place}-{number}"
             lock.release()
             return
     pytest.fail("too many test runs at the same time")

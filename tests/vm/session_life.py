@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
-from vmimagemanager import BoxSettings, Manager
+from vmimagemanager import Box, BoxSettings, Manager
 from vmimagemanager.config import Hook, Moment, Place
+from vmimagemanager.forks import Fork
 from vmimagemanager.units import Size
 
+LIMIT = timedelta(minutes=2)
 CANARY, MEMORY = "/root/canary", "/run/canary"
+BANNER = "exec 3<>/dev/tcp/{}/22 && head -c 7 <&3"
 
 
 def live(manager: Manager, name: str) -> dict[str, object]:
@@ -31,13 +35,26 @@ def live(manager: Manager, name: str) -> dict[str, object]:
         seen["restored"] = [restored.engine, restored.proven, list(restored.why_not)]
         seen["left"] = [box.run(["test", "-e", path], check=False).status for path in (CANARY, MEMORY)]
         seen["same boot"] = box.run(["cat", "/proc/sys/kernel/random/boot_id"]).text == boot_id
+        with manager.pool(f"{name}@clean", size=1) as pool, pool.acquire(wait=LIMIT) as spare:
+            seen["spare"] = spare.run(["hostname"]).text.strip()
         seen["ssh"] = box.show().ssh
+        with box.fork("clean", count=2, lan=True) as clones:
+            seen["in common"] = [one.run(["bash", "-c", BANNER.format(two.name)]).text for one, two in pairs(clones)]
+            seen["restored in common"] = [clones[0].snapshot("own").engine, clones[0].restore("own").proven]
+            seen["in common again"] = [
+                one.run(["bash", "-c", BANNER.format(two.name)]).text for one, two in pairs(clones)
+            ]
         seen["forced"] = box.down().forced
         seen["state"] = box.show().state
         box.undefine()
         seen["boxes"] = [one for one in manager.boxes() if one == name]
         seen["domains"] = [one for one in manager.site.hypervisor.names() if one == name]
     return seen
+
+
+def pairs(clones: Fork[Box]) -> list[tuple[Box, Box]]:
+    first, second = clones
+    return [(first, second), (second, first)]
 
 
 if __name__ == "__main__":

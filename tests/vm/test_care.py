@@ -98,7 +98,9 @@ def test_gc_only_says_what_it_would_remove_until_it_may(box: Box, manager: Manag
 def test_clones_end_with_the_process_that_leases_them(box: Box, manager: Manager) -> None:
     clones = box.fork("clean", count=2)
     assert manager.gc() == ()
-    clones[0].release()  # as a killed process does
+    lease = clones[0]._lease
+    assert lease is not None
+    lease.release()  # as a killed process does
     clones[1].keep()
     clones[1].release()
     (leftover,) = manager.gc(remove=True)

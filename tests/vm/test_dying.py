@@ -6,14 +6,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
 from vmimagemanager import Box, Manager
 from vmimagemanager.boxes.fork import clones_of
+from vmimagemanager.boxes.spares import Catalogue
+from vmimagemanager.deadline import Deadline
+from vmimagemanager.names import Address
 
 PROGRAM = Path(__file__).with_name("dying.py")
 KILLED = -9
+LIMIT = timedelta(minutes=1)
 
 
 def deaths(environment: dict[str, str], *words: str) -> Iterator[str]:
@@ -93,3 +98,23 @@ def test_a_fork_may_die_at_every_step(box: Box, manager: Manager, environment: d
     for clone in clones_of(manager.site, box.name):
         manager.box(clone).undefine(force=True)
     require_usable(box, "clean", "none")
+
+
+def test_a_taker_of_a_spare_may_die_at_every_step(box: Box, manager: Manager, environment: dict[str, str]) -> None:
+    address = f"{box.name}@clean"
+    catalogue = Catalogue(manager.site, Address.parse(address))
+    with manager.pool(address, size=1) as pool:
+        pool.fill(LIMIT)
+        for step in deaths(environment, "acquire", address):
+            kept = [name for name in clones_of(manager.site, box.name) if not manager.site.record(name).temporary]
+            for name in kept:  # the verb was about to end
+                assert manager.box(name).run(["hostname"]).text.strip() == name, step
+                manager.box(name).undefine(force=True)
+            # The pool removes what was taken by halves, and makes another one in its place.
+            Deadline(LIMIT).wait_for("the leftover to go", lambda: not catalogue.leftovers())
+            pool.fill(LIMIT)
+            require_nothing_left(manager, step)
+            assert len(clones_of(manager.site, box.name)) == 1, step
+    for name in clones_of(manager.site, box.name):
+        manager.box(name).undefine(force=True)
+    require_nothing_left(manager, "none")

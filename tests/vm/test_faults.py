@@ -308,7 +308,7 @@ def test_a_libvirtd_that_dies_under_us_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_boxes_outlive_a_libvirtd_that_is_killed_and_started_again(box: Box, manager: Manager) -> None:
+def test_boxes_and_pools_outlive_a_libvirtd_that_is_killed_and_started_again(box: Box, manager: Manager) -> None:
     box.kill()
     assert run_inside("restarted_life.py", str(manager.state_directory), box.name) == {
         "state": "running",
@@ -317,6 +317,7 @@ def test_boxes_outlive_a_libvirtd_that_is_killed_and_started_again(box: Box, man
         "taken": "live",
         "restored": ["live", True],
         "memory again": "kept\n",
+        "spare": f"{box.name}-1",
     }
     require_usable(box)
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from vmimagemanager import Box, Manager
-from vmimagemanager.boxes import fork
 from vmimagemanager.config import Engine
 from vmimagemanager.deadline import Deadline
 from vmimagemanager.errors import BoxError, LeaseError, SnapshotError, SpaceError, UsageError
@@ -131,12 +129,13 @@ def test_a_fork_that_cannot_be_is_refused_and_leaves_nothing(
     assert manager.boxes() == before
 
 
-def test_a_box_on_a_libvirt_network_is_not_forked_into_many_with_one_address(box: Box, manager: Manager) -> None:
-    record = manager.site.record(box.name)
-    shared = replace(record, settings=replace(record.settings, network="libvirt:default"))
-    with pytest.raises(BoxError, match="would all have its address in the network 'libvirt:default'"):
-        fork.forkable(manager.site, shared, "clean")
-    assert fork.forkable(manager.site, record, "clean").name == "clean"
+def test_a_box_with_two_cards_is_not_forked_into_many_with_one_address(box: Box, manager: Manager) -> None:
+    box.snapshot("two-cards")
+    definition = manager.site.state.box(box.name).snapshot("two-cards").definition
+    second = "<interface type='network'><source network='default'/></interface></devices>"
+    definition.write_text(definition.read_text().replace("</devices>", second))
+    with pytest.raises(SnapshotError, match="would all have the address of the second one"):
+        box.fork("two-cards", count=1)
 
 
 def test_a_snapshot_without_memory_is_not_forked_and_the_message_says_why(box: Box) -> None:

@@ -44,7 +44,7 @@ def own_state(state_directory: Path, manager: Manager) -> Iterator[Path]:
 
 
 @pytest.mark.root
-def test_a_box_on_a_libvirt_network_is_reached_at_its_dhcp_address_before_and_after_a_restore(own_state: Path) -> None:
+def test_a_box_on_a_libvirt_network_and_its_clones_are_reached_each_at_its_own_address(own_state: Path) -> None:
     name = new_name()
     inside = ["unshare", "--net", "--mount", "sh", "-euc", INSIDE, "inside"]
     program = [str(ROOT / "scripts" / "testbed"), sys.executable, str(ROOT / "tests" / "vm" / "network_life.py")]
@@ -69,6 +69,19 @@ def test_a_box_on_a_libvirt_network_is_reached_at_its_dhcp_address_before_and_af
         "address again": str(address),
         "peer": "192.168.213.1",
         "command": name,
+        "fork": {
+            "kept": 2,
+            "reached": True,
+            "names": [True, True],
+            "by name": "SSH-2.0",
+            "by address": "SSH-2.0",
+            "after DHCP": True,
+            "restored": ["live", True],
+            "own": True,
+            "heard": True,
+            "strangers": [],  # the clones have said nothing with the addresses that their snapshot has
+            "still kept": 0,
+        },
     }
     assert [path.name for path in (own_state / "boxes").iterdir()] == []
     assert not Path("/sys/class/net/vmimtest0").exists()

@@ -30,6 +30,9 @@ SEEN = {
     "restored": ["live", True, []],
     "left": [1, 1],
     "same boot": True,
+    "in common": ["SSH-2.0", "SSH-2.0"],
+    "restored in common": ["live", True],
+    "in common again": ["SSH-2.0", "SSH-2.0"],
     "forced": False,
     "state": "off",
     "boxes": [],
@@ -132,7 +135,7 @@ def check(seen: dict[str, object], name: str) -> None:
     assert isinstance(ssh, list | tuple)
     assert up[:2] == [True, True]
     assert ssh[0] == "127.0.0.1"
-    assert seen == {**SEEN, "taken": ["live", name]}
+    assert seen == {**SEEN, "taken": ["live", name], "spare": f"{name}-1"}
 
 
 @pytest.mark.root

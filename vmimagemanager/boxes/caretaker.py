@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from vmimagemanager import snapshots
-from vmimagemanager.boxes import define, life
+from vmimagemanager.boxes import define, life, spares
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.durable import occupied, remove_tree
 from vmimagemanager.errors import ForeignDomainError, LeaseError, StateError
@@ -47,7 +47,7 @@ class Caretaker:
             if not self.look_only:
                 with suppress(LeaseError):
                     leases.acquire(name, timedelta(0), purpose=_PURPOSE).release()
-            yield Leftover(what=f"the lock of the box '{name}', which is gone or was never made", size=Size(0))
+            yield Leftover(what=f"the lock of '{name}', which is gone or was never made", size=Size(0))
         names = {*state.box_names(), *self._half_made(), *self.site.hypervisor.owned_by(str(state.path))}
         for name in sorted(names):
             try:
@@ -86,6 +86,8 @@ class Caretaker:
         except (StateError, ForeignDomainError):  # told by `fsck`
             return
         if record.temporary:
+            if spares.has_holder(self.site, record):
+                return
             size = occupied(folder.path)
             if not self.look_only:
                 define.undefine(self.site, name, force=True)

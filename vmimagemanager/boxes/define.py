@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmimagemanager import disks, snapshots
-from vmimagemanager.boxes import borrow, making
+from vmimagemanager.boxes import borrow, making, network
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.config import BoxSettings, Firmware, Moment, Place
@@ -51,24 +51,30 @@ def define(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
     _take_away_leftover(site, name)
     with site.images.locked():  # the image may not go while it is built upon
         image = _image(site, name, settings)
-        choice = accelerator.choose(site.configuration.host.accelerator.value, site.state.cache)
-        record = BoxRecord(
-            name=name,
-            uuid=str(uuid.uuid4()),
-            mac=making.new_mac(),
-            image=image.address,
-            digests=dict(image.digests),
-            base=str(image.disk),
-            accelerator=choice.accelerator,
-            accelerator_reason=choice.reason,
-            adopted=False,
-            created=datetime.now(UTC).replace(microsecond=0),
-            owner=owner(),
-            settings=settings,
-        )
-        record, base = _asked_for(site, record, image)
-        making.make(site, record, making.with_parts(site, record, base, _boot(image)))
+        record, definition = designed(site, name, settings, image)
+        making.make(site, record, definition)
     return record
+
+
+def designed(site: Site, name: str, settings: BoxSettings, image: Image) -> tuple[BoxRecord, DomainXml]:
+    """Return the record and the definition of a new box that stands on ``image``."""
+    choice = accelerator.choose(site.configuration.host.accelerator.value, site.state.cache)
+    record = BoxRecord(
+        name=name,
+        uuid=str(uuid.uuid4()),
+        mac=making.new_mac(),
+        image=image.address,
+        digests=dict(image.digests),
+        base=str(image.disk),
+        accelerator=choice.accelerator,
+        accelerator_reason=choice.reason,
+        adopted=False,
+        created=datetime.now(UTC).replace(microsecond=0),
+        owner=owner(),
+        settings=settings,
+    )
+    record, base = _asked_for(site, record, image)
+    return record, making.with_parts(site, record, base, boot(image))
 
 
 def adopt(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
@@ -125,6 +131,8 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
         key: (before.get(key), after.get(key)) for key in sorted({*before, *after}) if before.get(key) != after.get(key)
     }
     folder = site.state.box(record.name)
+    if "network" in keys_changed:
+        network.give_back(site, record.name, DomainXml.read(folder.definition))
     if record.adopted:
         changed = replace(record, settings=settings)
         definition = making.with_parts(site, changed, _transformed(DomainXml.read(folder.adopted), settings))
@@ -139,7 +147,7 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
         )
         changed, base = _asked_for(site, changed, image)
         snapshots.add_disks(site.hypervisor, folder, changed.disks)
-        making.store(site, changed, making.with_parts(site, changed, base, _boot(image)), folder)
+        making.store(site, changed, making.with_parts(site, changed, base, boot(image)), folder)
     if any(one != record.disks.get(name, one) for name, one in changed.disks.items()):
         return Changed(keys=keys_changed, waits_for="the next reset")
     if image.address != record.image:
@@ -160,7 +168,9 @@ def undefine(site: Site, name: str, *, force: bool = False) -> None:
             if not force:
                 raise BoxError(f"The box '{name}' runs.", hint=f"vmimagemanager down {name}, or undefine --force")
             domain.end()
-        making.remove_sockets(site, domain.definition(live=False).uuid)
+        definition = domain.definition(live=False)
+        making.remove_sockets(site, definition.uuid)
+        network.give_back(site, name, definition)
         if folder.adopted.exists():
             site.hypervisor.define(DomainXml.read(folder.adopted))
         else:
@@ -270,7 +280,8 @@ def _base(record: BoxRecord) -> DomainXml:
     return DomainXml.plain(ram=settings.ram, cpus=settings.cpus, accelerator=record.accelerator)
 
 
-def _boot(image: Image) -> Boot:
+def boot(image: Image) -> Boot:
+    """Return what a box on this image boots directly, if it does."""
     return Boot(kernel=image.kernel, initrd=image.initrd, command_line=image.command_line)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
 from vmimagemanager import snapshots
-from vmimagemanager.boxes import life, making
+from vmimagemanager.boxes import lan, life, making, network
 from vmimagemanager.boxes.define import undefine
+from vmimagemanager.boxes.lan import Lan
 from vmimagemanager.boxes.reach import attach
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
@@ -22,9 +24,10 @@ from vmimagemanager.errors import BoxError, GuestError, SnapshotError, SpaceErro
 from vmimagemanager.guest.repair import CloneIdentity, new_token
 from vmimagemanager.hypervisor import launch, memory
 from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.hypervisor.network import mac_of
 from vmimagemanager.hypervisor.ramfile import RamFile
-from vmimagemanager.leases import owner
-from vmimagemanager.names import Address
+from vmimagemanager.leases import Leases, owner
+from vmimagemanager.names import Address, host_name
 from vmimagemanager.snapshots import Manifest
 from vmimagemanager.units import Size
 
@@ -35,13 +38,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forked:
-    """One clone that was made, and the seconds of each phase.
+    """One clone that was made, the seconds of each phase, and its place in the common network, if there is one.
 
     One of a guest that nothing can be asked of is neither ``proven`` nor has it an identity of its own.
     """
 
     name: str
     phases: dict[str, float]
+    place: Lan | None = None
     proven: bool = True
 
 
@@ -58,12 +62,6 @@ def require_memory(count: int, ram: Size) -> None:
 
 def forkable(site: Site, record: BoxRecord, snapshot: str) -> Manifest:
     """Return a snapshot that can be forked; raise SnapshotError, or BoxError, that says why one cannot."""
-    if record.settings.network.startswith("libvirt:"):
-        raise BoxError(
-            f"The box '{record.name}' cannot be forked: its clones would all have its address in the network "
-            f"'{record.settings.network}'.",
-            hint="Define a box with a network of its own (--network user), or with none.",
-        )
     manifest = snapshots.find(site.state.box(record.name), snapshot)
     if manifest.engine is not Engine.LIVE:
         address = Address(record.name, snapshot)
@@ -72,25 +70,46 @@ def forkable(site: Site, record: BoxRecord, snapshot: str) -> Manifest:
             f"The snapshot '{address}' cannot be forked: {what}, and clones need the memory of a live one.",
             hint=f"vmimagemanager restore {address}, and take another snapshot of the box while it runs",
         )
+    snapshots.require_whole(site.state.box(record.name), manifest)
+    snapshots.require_platform(site.hypervisor, site.state.box(record.name), manifest)
+    frozen = DomainXml.read(site.state.box(record.name).snapshot(snapshot).definition)
+    if frozen.lan_card is not None:
+        raise SnapshotError(
+            f"The snapshot '{Address(record.name, snapshot)}' cannot be forked: its guest has a card in the common "
+            "network of a fork, and its clones would all have its address there.",
+            hint=f"vmimagemanager fork {record.fork_of} makes clones of what it is a clone of.",
+        )
+    if frozen.has_more_shared_cards:
+        raise SnapshotError(
+            f"The snapshot '{Address(record.name, snapshot)}' cannot be forked: its guest has more than one network "
+            "card, and its clones would all have the address of the second one.",
+            hint="Give the box one card alone (<interface>), and snapshot it anew.",
+        )
     return manifest
 
 
 def fork(
-    site: Site, record: BoxRecord, manifest: Manifest, names: Sequence[str], *, new_host_keys: bool
+    site: Site, record: BoxRecord, manifest: Manifest, names: Sequence[str], *, new_host_keys: bool, common: bool
 ) -> tuple[Forked, ...]:
     """Make a running, proven clone of a live snapshot under each of ``names``; on failure none of them is left.
 
-    Each has a host name, a machine-id and a generation id of its own, and in its own network the snapshot's MAC
-    address: with a new one its DHCP client would ask for another address.  It is opened by the box's key, and known
-    by the box's host key, or by a new one, which takes its SSH server some seconds under emulation.
+    Each has a host name, a machine-id and a generation id of its own; on a libvirt network a MAC address and an
+    address, too, and in a network of its own the snapshot's MAC address: with a new one its DHCP client would ask for
+    another address.  It is opened by the box's key, and known by the box's host key, or by a new one, which takes its
+    SSH server some seconds under emulation.  In a ``common`` network they reach each other, by address and by name.
 
     Raises BoxError when there is a box of such a name, SnapshotError when a guest that came up is not the snapshot.
     """
-    try:
-        return tuple(in_parallel(lambda name: _clone(site, record, manifest, name, new_host_key=new_host_keys), names))
-    except BaseException:
-        remove(site, [name for name in names if site.state.box(name).record.exists()])
-        raise
+    with _places(site, names, common=common) as places:
+
+        def clone(name: str) -> Forked:
+            return _clone(site, record, manifest, name, new_host_key=new_host_keys, place=places.get(name))
+
+        try:
+            return tuple(in_parallel(clone, names))
+        except BaseException:
+            remove(site, [name for name in names if site.state.box(name).record.exists()])
+            raise
 
 
 def keep(site: Site, record: BoxRecord) -> None:
@@ -119,10 +138,16 @@ def is_clone(site: Site, name: str) -> bool:
 
 
 def refuse_clones(site: Site, box: str, snapshot: str | None = None) -> None:
-    """Raise BoxError that names the clones which stand on a box, or on one of its snapshots."""
+    """Raise BoxError that names the clones which stand on a box, or on one of its snapshots, or who makes more."""
+    what = f"box '{box}'" if snapshot is None else f"snapshot '{Address(box, snapshot)}'"
+    for pool, holder in Leases(site.state).pools(box).items():
+        if snapshot is None or pool == str(Address(box, snapshot)):
+            raise BoxError(
+                f"The {what} cannot be removed: a pool of spares is held by {holder}.",
+                hint=f"End it first: kill {holder.pid}",
+            )
     clones = clones_of(site, box, snapshot)
     if clones:
-        what = f"box '{box}'" if snapshot is None else f"snapshot '{Address(box, snapshot)}'"
         raise BoxError(
             f"The {what} cannot be removed: {', '.join(clones)} {'stands' if len(clones) == 1 else 'stand'} on it.",
             hint=f"vmimagemanager undefine --force {' '.join(clones)}",
@@ -142,7 +167,21 @@ def _fork_of(site: Site, name: str) -> str:
         return ""
 
 
-def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, new_host_key: bool) -> Forked:
+@contextmanager
+def _places(site: Site, names: Sequence[str], *, common: bool) -> Iterator[Mapping[str, Lan]]:
+    """Yield each clone's place in a common network, if there is to be one."""
+    if not common:
+        yield {}
+        return
+    known = (BoxRecord.read(site.state.box(name)) for name in site.state.box_names() if is_clone(site, name))
+    taken = {record.lan.number for record in known if record.lan is not None}
+    with lan.planned([host_name(name) for name in names], taken=taken) as places:
+        yield dict(zip(names, places, strict=True))
+
+
+def _clone(
+    site: Site, record: BoxRecord, manifest: Manifest, name: str, *, new_host_key: bool, place: Lan | None
+) -> Forked:
     watch = Stopwatch()
     folder, own = site.state.box(record.name), site.state.box(name)
     snapshot = folder.snapshot(manifest.name)
@@ -155,17 +194,31 @@ def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, new_
         owner=owner(),
         fork_of=str(Address(record.name, manifest.name)),
         temporary=True,
+        lan=place,
     )
     footing = snapshots.footing_of(manifest, folder, record.disks)
     # A disk that the box had then and has no more is the clone's, too: its memory knows it.
     clone = replace(clone, disks={name: record.disks.get(name, one) for name, one in footing.disks.items() if name})
     definition = making.with_parts(site, clone, DomainXml.read(folder.definition))
     making.make(site, clone, definition, footing=footing, keys_of=folder, new_host_key=new_host_key)
+    address = None
+    if network.is_shared(clone):
+        address = network.keep_address(site, clone)
+        clone = replace(clone, mac=mac_of(address))
+        definition = making.with_parts(site, clone, definition)
+        making.store(site, clone, definition, own)
     watch.lap("define")
     frozen = DomainXml.read(snapshot.definition)
     ram = RamFile(path=snapshot.ram, size=frozen.ram, shared=False)
-    live = making.with_parts(site, clone, frozen)
-    domain = launch.wake(site.hypervisor, live, ram, snapshot.device_state, limit=snapshots.STATE_LIMIT)
+    live = making.with_parts(site, clone, frozen).with_lan_card(None)  # its state knows of none
+    domain = launch.wake(
+        site.hypervisor,
+        live,
+        ram,
+        snapshot.device_state,
+        limit=snapshots.STATE_LIMIT,
+        connected=address is None,
+    )
     attach(domain, clone)
     watch.lap("start")
     if not manifest.token:
@@ -177,7 +230,14 @@ def _clone(site: Site, record: BoxRecord, manifest: Manifest, name: str, *, new_
     if proof.identity != "yes":
         raise GuestError(f"The guest of '{name}' did not take its own host name and machine-id.")
     watch.lap("proof, repair and identity")
+    if address is not None:
+        network.move(site, domain, clone, old_mac=frozen.mac or record.mac, address=address)
+        watch.lap("address")
     if new_host_key:
         life.identify(domain, clone, own)
         watch.lap("host key")
-    return Forked(name=name, phases=watch.phases)
+    if place is not None:
+        lan.plug(domain, definition)
+        network.join(domain, own, place)
+        watch.lap("common network")
+    return Forked(name=name, phases=watch.phases, place=place)

@@ -130,7 +130,7 @@ def _origin(site: Site, record: BoxRecord, folder: BoxFolder) -> None:  # noqa: 
 def _snapshot(folder: BoxFolder, name: str) -> None:
     snapshot = folder.snapshot(name)
     manifest = snapshots.Manifest.read(snapshot)
-    snapshots.require_files(folder, snapshot, manifest)
+    snapshots.require_whole(folder, manifest)
     DomainXml.read(snapshot.definition)
     for disk in manifest.disks:
         disks.chain(folder.layer(manifest.layer, disk))

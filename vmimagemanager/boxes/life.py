@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from vmimagemanager import disks, keys, snapshots
-from vmimagemanager.boxes import making
+from vmimagemanager.boxes import making, network
 from vmimagemanager.boxes.define import ensure_defined
 from vmimagemanager.boxes.reach import HOST, LOGIN, agent, attach, check_alive, console_tail, host_key, runner
 from vmimagemanager.boxes.record import BoxRecord
@@ -219,6 +219,8 @@ def _make_ours(domain: Domain, record: BoxRecord, folder: BoxFolder, readiness: 
         identify(domain, record, folder)
     if not domain.waiter.listens():
         prove(domain, folder, new_token(), runner=_runner(domain, record, folder))
+        if record.lan is not None:
+            network.join(domain, folder, record.lan)
     return first_boot
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from vmimagemanager import keys, snapshots
+from vmimagemanager import disks, keys, snapshots
 from vmimagemanager.boxes import borrow
 from vmimagemanager.boxes.reach import HOST, LOGIN
 from vmimagemanager.boxes.record import BoxRecord
@@ -16,7 +17,7 @@ from vmimagemanager.durable import make_folder, publish, remove_tree, replace_fi
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.parts import AGENT_CHANNEL, TPM_SOCKET, Boot, Parts
 from vmimagemanager.snapshots import Footing
-from vmimagemanager.state import BoxFolder, staged_folder
+from vmimagemanager.state import FIRST_DISK, BoxFolder, staged_folder
 
 
 def with_parts(site: Site, record: BoxRecord, base: DomainXml, boot: Boot | None = None) -> DomainXml:
@@ -36,7 +37,9 @@ def with_parts(site: Site, record: BoxRecord, base: DomainXml, boot: Boot | None
         boot=boot or Boot(),
         sockets=_sockets(site, record.uuid),
     )
-    laid = base.with_parts(parts)
+    laid = base.with_parts(parts).with_lan_card(None)
+    if record.lan is not None:
+        laid = record.lan.laid_over(laid)
     return laid if site.hypervisor.session else laid.with_owner(site.hypervisor.host.qemu_owner)
 
 
@@ -79,11 +82,13 @@ def make(
     footing: Footing | None = None,
     keys_of: BoxFolder | None = None,
     new_host_key: bool = True,
+    furnish: Callable[[BoxFolder], Path] | None = None,
 ) -> None:
     """Make the folder and the domain of a new box; on failure nothing of them is left.
 
     It stands on ``footing``, by default on its bases.  Its keys are new, or those of ``keys_of``, with a new host
     key nevertheless when ``new_host_key`` says so.  ``original`` is the definition that an adopted domain had.
+    ``furnish`` lays further files into the folder while nobody sees it, and returns the disk among them to stand on.
     """
     target = site.state.box(record.name)
     footing = footing or bare(record)
@@ -91,9 +96,15 @@ def make(
         path.chmod(0o711)
         folder = BoxFolder(path)
         _give_keys(folder, record.name, {LOGIN: keys_of, HOST: None if new_host_key else keys_of})
-        snapshots.stand_on(site.hypervisor, folder, footing)
         for empty in (folder.snapshots, folder.layers):
             make_folder(empty, mode=0o711)
+        base = None
+        if furnish is not None:
+            base = furnish(folder)
+            footing = replace(footing, disks={**footing.disks, FIRST_DISK: disks.Backing(path=base)})
+        snapshots.stand_on(site.hypervisor, folder, footing)
+        if base is not None:
+            disks.rename_backing(folder.overlay, target.path / base.relative_to(path))
         replace_file(folder.definition, definition.text().encode(), mode=0o600)
         if original is not None:
             replace_file(folder.adopted, original.text().encode(), mode=0o600)

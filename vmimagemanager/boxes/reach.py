@@ -94,7 +94,7 @@ def access(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Access:
             port = attach(domain, record)
         host = "127.0.0.1"
     else:
-        found = domain.addresses()
+        found = domain.addresses(record.mac)
         if not found:
             raise GuestUnreachableError(
                 f"The guest of '{record.name}' has no address in the network '{record.settings.network}'.",

@@ -9,10 +9,12 @@ from datetime import datetime
 from pathlib import Path
 
 from vmimagemanager import records
+from vmimagemanager.boxes.lan import Lan
 from vmimagemanager.config import BoxSettings
 from vmimagemanager.disks import Backing, detect_format
 from vmimagemanager.errors import StateError
 from vmimagemanager.hypervisor.accelerator import Accelerator
+from vmimagemanager.names import host_name
 from vmimagemanager.state import FIRST_DISK, BoxFolder
 
 FORMAT = 1
@@ -26,7 +28,8 @@ class BoxRecord:
     ``disks`` is what its further disks stand on, by their names, and ``nvram`` the file that its firmware's variables
     are copied from, or empty: libvirt makes them anew.
     ``fork_of`` is the address of the snapshot that a clone was made of, or empty; a ``temporary`` box ends with the
-    process that leases it.
+    process that leases it.  ``spare`` is the token in the memory of a paused clone that a pool keeps ready, or empty.
+    ``lan`` is a clone's place in the common network of its fork.
     """
 
     name: str
@@ -45,6 +48,8 @@ class BoxRecord:
     nvram: str = ""
     fork_of: str = ""
     temporary: bool = False
+    spare: str = ""
+    lan: Lan | None = None
 
     @property
     def bases(self) -> dict[str, Backing]:
@@ -63,7 +68,7 @@ class BoxRecord:
 
     @property
     def host_name(self) -> str:
-        return self.name.lower().replace("_", "-")
+        return host_name(self.name)
 
     @property
     def ssh_port(self) -> int:
@@ -86,6 +91,8 @@ class BoxRecord:
             "fork-of": self.fork_of or None,
             "temporary": self.temporary or None,
             "disks": {name: one.to_record() for name, one in self.disks.items()},
+            "spare": self.spare or None,
+            "lan": None if self.lan is None else self.lan.to_record(),
             "digests": dict(self.digests),
             "settings": self.settings.to_record(),
         }
@@ -112,6 +119,8 @@ class BoxRecord:
                 nvram=record.get("nvram", ""),
                 fork_of=record.get("fork-of", ""),
                 temporary=record.get("temporary", False),
+                spare=record.get("spare", ""),
+                lan=Lan.from_record(record["lan"]) if "lan" in record else None,
                 settings=BoxSettings.from_record(record["settings"], source=str(folder.record)),
             )
         except (KeyError, ValueError, TypeError) as error:

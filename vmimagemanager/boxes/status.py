@@ -8,6 +8,7 @@ from datetime import datetime
 
 from vmimagemanager import keys, snapshots
 from vmimagemanager.boxes import reach
+from vmimagemanager.boxes.lan import Lan
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.config import BoxSettings
 from vmimagemanager.errors import ImageError, VmimError
@@ -32,9 +33,16 @@ class Status:
     leased_by: Holder | None
     held_by: Hold | None
     fork_of: str
+    spare: bool
+    lan: Lan | None
     ssh: tuple[str, int] | None
     host_key: str
     drift: tuple[str, ...]
+
+    @property
+    def free(self) -> bool:
+        """Whether nobody leases or holds the box, and no pool keeps it."""
+        return self.leased_by is None and self.held_by is None and not self.spare
 
 
 def status(site: Site, leases: Leases, name: str) -> Status:
@@ -66,6 +74,8 @@ def status(site: Site, leases: Leases, name: str) -> Status:
         leased_by=leases.holder(name),
         held_by=leases.hold(name),
         fork_of=record.fork_of,
+        spare=record.spare != "",
+        lan=record.lan,
         ssh=ssh,
         host_key=keys.parse_line(reach.host_key(folder)).fingerprint,
         drift=tuple(key for key in tables if asked.get(key) != frozen.get(key)),

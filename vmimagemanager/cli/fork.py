@@ -18,9 +18,17 @@ from vmimagemanager.names import Address
 @click.option("--prefix", metavar="TEXT", type=BOX, help="What their names begin with, before a number. [BOX-]")
 @click.option("--new-host-keys", is_flag=True, help="Give each an SSH host key of its own.")
 @click.option("--overcommit", is_flag=True, help="Even if they could need more memory than there is.")
+@click.option("--lan", is_flag=True, help="Give them a network in common, on this host only.")
 @click.pass_obj
 def fork(
-    invocation: Invocation, address: Address, *, count: int, prefix: str | None, new_host_keys: bool, overcommit: bool
+    invocation: Invocation,
+    address: Address,
+    *,
+    count: int,
+    prefix: str | None,
+    new_host_keys: bool,
+    overcommit: bool,
+    lan: bool,
 ) -> None:
     """Make running clones of a live snapshot, which share its memory.
 
@@ -32,7 +40,7 @@ def fork(
     watch = Stopwatch()
     with invocation.open() as manager, manager.box(address.box) as box:
         clones = box.fork(
-            address.snapshot, count=count, prefix=prefix, new_host_keys=new_host_keys, overcommit=overcommit
+            address.snapshot, count=count, prefix=prefix, new_host_keys=new_host_keys, overcommit=overcommit, lan=lan
         )
         ports = {clone.name: clone.show().ssh for clone in clones}
         clones.keep()

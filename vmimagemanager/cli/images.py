@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
 import click
 
 from vmimagemanager.cli import screen
 from vmimagemanager.cli.invocation import Invocation
 from vmimagemanager.cli.life import YES
+from vmimagemanager.cli.progress import shown
 from vmimagemanager.cli.values import IMAGE, RECIPE
 from vmimagemanager.cli.verb import VerbGroup, verb_of
-
-if TYPE_CHECKING:
-    from vmimagemanager.images import Progress
-
-_log = logging.getLogger(__name__)
 
 
 @click.group("image", cls=VerbGroup)
@@ -45,7 +35,7 @@ def build(invocation: Invocation, name: str, mirror: str | None, description: st
     from vmimagemanager.report import images as report
 
     watch = Stopwatch()
-    with invocation.open() as manager, _progress(invocation) as progress:
+    with invocation.open() as manager, shown(invocation) as progress:
         built = manager.images.build(name, mirror=mirror, progress=progress, description=description)
     if invocation.json:
         screen.emit("image", {"image": report.document(built)})
@@ -99,26 +89,3 @@ def remove(invocation: Invocation, address: str, *, yes: bool) -> None:
     if invocation.json:
         screen.emit("image-remove", {"removed": list(removed)})
     invocation.say(*(f"{each}: removed" for each in removed))
-
-
-@contextmanager
-def _progress(invocation: Invocation) -> Iterator[Progress]:
-    """Show how far it is: a bar on a terminal, else a line for each phase with -v."""
-
-    def log(phase: str, fraction: float | None) -> None:  # noqa: ARG001 - a Progress
-        _log.info("%s", phase)
-
-    if invocation.quiet or invocation.verbose or not sys.stderr.isatty():
-        yield log
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=1.0)
-
-        def show_bar(phase: str, fraction: float | None) -> None:
-            bar.update(task, description=phase, completed=fraction if fraction is not None else 0.0)
-
-        yield show_bar

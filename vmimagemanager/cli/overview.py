@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @verb("list", documents=True)
-@click.option("--free", is_flag=True, help="Those that nobody leases or holds.")
+@click.option("--free", is_flag=True, help="Those that nobody leases or holds, and no pool keeps.")
 @click.option("--used", is_flag=True, help="Those that a process leases now.")
 @click.option("--locked", is_flag=True, help="Those that are held, by 'lock'.")
 @click.pass_obj
@@ -43,12 +43,7 @@ def list_boxes(invocation: Invocation, *, free: bool, used: bool, locked: bool) 
 
     def wanted(status: Status) -> bool:
         is_used, is_locked = status.leased_by is not None, status.held_by is not None
-        return (
-            not (free or used or locked)
-            or (free and not is_used and not is_locked)
-            or (used and is_used)
-            or (locked and is_locked)
-        )
+        return not (free or used or locked) or (free and status.free) or (used and is_used) or (locked and is_locked)
 
     chosen = [status for status in found if wanted(status)]
     damaged = [(name, "damaged", "-", "-", "-", "-") for name in errors]

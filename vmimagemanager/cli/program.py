@@ -41,6 +41,10 @@ SECTIONS = {
         Entry("restore", "snapshots", "restore", "Put boxes back to snapshots, running and proven."),
         Entry("snapshots", "snapshots", "snapshots", "List the snapshots of boxes."),
         Entry("fork", "fork", "fork", "Make running clones of a snapshot, which share its memory."),
+        Entry("snapshot-export", "archive", "snapshot_export", "Write a snapshot into an archive, for another host."),
+        Entry("snapshot-import", "archive", "snapshot_import", "Make a box of such an archive."),
+        Entry("pool", "pool", "pool", "Keep paused clones of a snapshot ready to be taken."),
+        Entry("acquire", "pool", "acquire", "Take a clone from a pool: running, proven, at once."),
         Entry("snapshot-remove", "snapshots", "snapshot_remove", "Remove snapshots."),
     ),
     "Guests": (

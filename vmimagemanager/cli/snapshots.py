@@ -50,8 +50,9 @@ def snapshot(invocation: Invocation, addresses: tuple[Address, ...], description
 
 @verb("restore", documents=True)
 @ADDRESSES
+@click.option("--disk", "disk_only", is_flag=True, help="Leave the memory alone, and boot the disk.")
 @click.pass_obj
-def restore(invocation: Invocation, addresses: tuple[Address, ...]) -> int:
+def restore(invocation: Invocation, addresses: tuple[Address, ...], *, disk_only: bool) -> int:
     """Put boxes back to snapshots, whatever state they are in.
 
     It returns when each guest is proven to be its snapshot and its clock is right again. What was done to a box since
@@ -63,7 +64,7 @@ def restore(invocation: Invocation, addresses: tuple[Address, ...]) -> int:
 
     def job(address: Address) -> Job[Restored]:
         def deed(box: Box) -> Restored:
-            return box.restore(address.snapshot)
+            return box.restore(address.snapshot, disk_only=disk_only)
 
         return Job(title=str(address), box=address.box, deed=deed)
 

@@ -19,25 +19,41 @@ from vmimagemanager.errors import (
 )
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.hypervisor.network import Network
 from vmimagemanager.hypervisor.translate import silence_libvirt, translated
 
 # With these drivers in force, QEMU may open only the files that libvirt itself names.
 CONFINING = ("apparmor", "selinux")
+_NOT_OFFERED = (libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_NO_SUPPORT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What libvirt says of its host: versions as ``9.0.0``, security drivers, and the user that QEMU runs as."""
+    """What libvirt says of its host: versions as ``9.0.0``, security drivers, and the user that QEMU runs as.
+
+    ``cpu`` is the host's CPU in words: its vendor, its nearest model and its features.
+    """
 
     libvirt: str
     qemu: str
     security: tuple[str, ...]
     qemu_owner: tuple[int, int] | None
+    cpu: tuple[str, ...] = ()
 
     @property
     def confined_by(self) -> str | None:
         """Return the security driver that confines QEMU to the files that libvirt names, or None."""
         return next((driver for driver in self.security if driver in CONFINING), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """Whether one emulator offers an architecture, an accelerator and a machine type, and which CPUs it knows then."""
+
+    architecture: bool
+    accelerator: bool = False
+    machine: bool = False
+    cpus: frozenset[str] = frozenset()
 
 
 def default_uri() -> str:
@@ -52,6 +68,7 @@ class Hypervisor:
         self._connection = connection
         self.uri = uri
         self._host: Host | None = None
+        self._offers: dict[tuple[str, ...], Offer] = {}
 
     @classmethod
     def connect(cls, uri: str) -> Hypervisor:
@@ -83,10 +100,42 @@ class Hypervisor:
             self._host = Host(
                 libvirt=_version(versions[0]),
                 qemu=_version(versions[1]),
+                cpu=_cpu(capabilities),
                 security=tuple(models),
                 qemu_owner=_owner(models.get("dac", "")),
             )
         return self._host
+
+    def offer(self, emulator: str, architecture: str, accelerator: str, machine: str) -> Offer:
+        """Return what an emulator (or, for an empty name, libvirt's own choice) offers; asked once a connection."""
+        key = (emulator, architecture, accelerator, machine)
+        if key not in self._offers:
+            self._offers[key] = self._ask_offer(*key)
+        return self._offers[key]
+
+    def _ask_offer(self, emulator: str, architecture: str, accelerator: str, machine: str) -> Offer:
+        found = self._domain_capabilities(emulator, architecture, accelerator, machine)
+        if found is not None:
+            modes = {mode.get("name", "") for mode in found.iterfind("cpu/mode[@supported='yes']")}
+            models = {model.text or "" for model in found.iterfind("cpu/mode[@name='custom']/model")}
+            return Offer(architecture=True, accelerator=True, machine=True, cpus=frozenset(modes | models))
+        # libvirt has one error for all of them: what is refused is found by asking for less.
+        if self._domain_capabilities(emulator, architecture, accelerator) is not None:
+            return Offer(architecture=True, accelerator=True)
+        return Offer(architecture=self._domain_capabilities(emulator, architecture) is not None)
+
+    def _domain_capabilities(
+        self, emulator: str, architecture: str, accelerator: str = "", machine: str | None = None
+    ) -> etree._Element | None:
+        kind = {"kvm": "kvm", "tcg": "qemu"}.get(accelerator)
+        try:
+            text = self._connection.getDomainCapabilities(emulator or None, architecture, machine, kind)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in _NOT_OFFERED:
+                with translated("describe what it offers"):
+                    raise
+            return None
+        return etree.fromstring(text.encode())
 
     def find(self, name: str) -> Domain | None:
         """Return the domain ``name``, whoever owns it, or None."""
@@ -95,6 +144,15 @@ class Hypervisor:
                 return Domain(self._connection.lookupByName(name))
         except DomainNotFoundError:
             return None
+
+    def knows(self, uuid: str) -> bool:
+        """Tell whether a domain has this UUID, whoever owns it."""
+        try:
+            with translated(f"look up the domain {uuid}"):
+                self._connection.lookupByUUIDString(uuid)
+        except DomainNotFoundError:
+            return False
+        return True
 
     def domain(self, name: str, state_directory: str) -> Domain | None:
         """Return the domain of our box ``name``, or None; raise ForeignDomainError when it is not ours."""
@@ -129,6 +187,11 @@ class Hypervisor:
         """Bring a guest back from the file that `Domain.save` wrote."""
         with translated("restore the domain"):
             self._connection.restoreFlags(saved, definition.text(), libvirt.VIR_DOMAIN_SAVE_RUNNING)
+
+    def network(self, name: str) -> Network:
+        """Return a network of libvirt's; raise HypervisorError when there is none of that name."""
+        with translated(f"look up the network '{name}'"):
+            return Network(self._connection.networkLookupByName(name))
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all domains, ours or not."""
@@ -166,6 +229,14 @@ def require_ownership(domain: Domain, box: str, state_directory: str) -> None:
         )
 
 
+def _cpu(capabilities: etree._Element) -> tuple[str, ...]:
+    cpu = capabilities.find("host/cpu")
+    if cpu is None:
+        return ()
+    words = [f"{cpu.findtext('vendor', '')} {cpu.findtext('model', '')}".strip()]
+    return (*words, *sorted(feature.get("name", "") for feature in cpu.iterfind("feature")))
+
+
 def _version(number: int) -> str:
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
@@ -178,4 +249,4 @@ def _owner(label: str) -> tuple[int, int] | None:
     return int(user), int(group)
 
 
-__all__ = ["CONFINING", "Host", "Hypervisor", "HypervisorError", "default_uri", "require_ownership"]
+__all__ = ["CONFINING", "Host", "Hypervisor", "HypervisorError", "Offer", "default_uri", "require_ownership"]

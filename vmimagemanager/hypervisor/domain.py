@@ -85,7 +85,9 @@ class Domain:
         flags = libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE
         with translated(f"read the definition of '{self.name}'"):
             text = self._domain.XMLDesc(flags)
-        return domainxml.DomainXml.parse(text, source=f"the domain '{self.name}'").without_runtime_parts()
+        portable = domainxml.DomainXml.parse(text, source=f"the domain '{self.name}'").without_runtime_parts()
+        # A clone's was plugged in behind libvirt's back, but its definition has it.
+        return portable.with_lan_card(self.definition(live=False).lan_card)
 
     def resume(self) -> None:
         with translated(f"resume '{self.name}'"):
@@ -155,8 +157,17 @@ class Domain:
         """Return the channel on which our process in the guest waits."""
         return Channel(self._domain, WAITER_CHANNEL)
 
-    def addresses(self) -> tuple[str, ...]:
-        """Return the IPv4 addresses that the agent, or else the DHCP leases of libvirt's network, know of the guest."""
+    def set_link(self, *, up: bool) -> None:
+        """Connect the first network card, or disconnect it: the guest sees that, and nothing comes through."""
+        card = self.definition(live=True).network_device
+        assert card is not None
+        self.monitor.command("set_link", name=card, up=up)
+
+    def addresses(self, mac: str) -> tuple[str, ...]:
+        """Return the IPv4 addresses of the guest's card with that MAC address.
+
+        The agent knows them, or else libvirt's DHCP server.
+        """
         for source in (
             libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT,
             libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE,
@@ -167,8 +178,8 @@ class Domain:
                 continue
             found = tuple(
                 address["addr"]
-                for name, interface in interfaces.items()
-                if name != "lo"
+                for interface in interfaces.values()
+                if (interface["hwaddr"] or "").lower() == mac.lower()
                 for address in interface["addrs"] or ()
                 if address["type"] == libvirt.VIR_IP_ADDR_TYPE_IPV4
             )

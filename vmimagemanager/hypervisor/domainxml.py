@@ -8,19 +8,22 @@ through its QEMU namespace: https://libvirt.org/drvqemu.html#pass-through-of-arb
 from __future__ import annotations
 
 import copy
+import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lxml import etree
 
 from vmimagemanager.errors import ConfigError
-from vmimagemanager.hypervisor import ramfile, unmovable, xmltree
+from vmimagemanager.hypervisor import lancard, ramfile, unmovable, xmltree
 from vmimagemanager.hypervisor.accelerator import Accelerator
-from vmimagemanager.hypervisor.parts import OURS, TPM_SOCKET, Parts, add_disks, further_disks, lay_over
-from vmimagemanager.hypervisor.ramfile import QEMU, RamFile
+from vmimagemanager.hypervisor.lancard import LanCard
+from vmimagemanager.hypervisor.parts import OURS, TPM_SOCKET, Boot, Parts, add_disks, further_disks, lay_over
+from vmimagemanager.hypervisor.qemuline import QEMU
+from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.hypervisor.xmltree import child, replace
 from vmimagemanager.units import Size
 
@@ -35,6 +38,12 @@ _MEMORY_UNITS = {"b": 1, "bytes": 1} | {  # libvirt takes them in any case
     for power, letter in enumerate("kmgtpe", 1)
     for ending, base in (("", 1024), ("ib", 1024), ("b", 1000))
 }
+_NOT_LAYOUT = (
+    *("name", "uuid", "title", "description", "metadata", "seclabel", "os/cmdline", f"{{{QEMU}}}capabilities"),
+    *("on_poweroff", "on_reboot", "on_crash", "devices/emulator", "devices/graphics", "devices/interface/mac"),
+    *("devices/*/source", "devices/*/log", "devices/*/alias", "devices/*/backingStore", "devices/*/backend"),
+)
+_CONTENT_IS_NOT_LAYOUT = ("genid", "os/kernel", "os/initrd", "os/nvram")
 _PORTS = 10  # one for each device, and some to plug into a running guest
 
 
@@ -168,6 +177,14 @@ class DomainXml:
             ramfile.add(root, ram, incoming=incoming)
         return DomainXml(root)
 
+    def with_lan_card(self, card: LanCard | None) -> DomainXml:
+        """Give the domain a card in a common network of clones from its start on, or no longer."""
+        root = self._copy()
+        lancard.remove(root)
+        if card is not None:
+            lancard.add(root, card)
+        return DomainXml(root)
+
     def without_runtime_parts(self) -> DomainXml:
         """Drop what libvirt adds to a running domain and would refuse or misread in a definition."""
         root = self._copy()
@@ -175,6 +192,17 @@ class DomainXml:
         for disk in root.iterfind("devices/disk"):
             for chain in disk.findall("backingStore"):
                 disk.remove(chain)
+        return DomainXml(root)
+
+    def without_host(self) -> DomainXml:
+        """Drop what binds a definition to the host that it comes from: emulator, users, the place of the RAM."""
+        root = self._copy()
+        ramfile.remove(root)
+        for path in ("seclabel", "devices/emulator", "metadata"):
+            for one in root.findall(path):
+                parent = one.getparent()
+                if parent is not None:
+                    parent.remove(one)
         return DomainXml(root)
 
     def with_quick_start(self) -> DomainXml:
@@ -225,6 +253,16 @@ class DomainXml:
         return ramfile.find(self._root)
 
     @property
+    def lan_card(self) -> LanCard | None:
+        """Return the card in a common network of clones that the domain has from its start on, or None."""
+        return lancard.find(self._root)
+
+    @property
+    def free_pci_port(self) -> str | None:
+        """Return a PCIe port in which there is no device, or None."""
+        return lancard.free_pci_port(self._root)
+
+    @property
     def machine(self) -> str:
         element = self._root.find("os/type")
         return "" if element is None else element.get("machine", "")
@@ -236,6 +274,49 @@ class DomainXml:
     @property
     def uses_kvm(self) -> bool:
         return self._root.get("type") == "kvm"
+
+    @property
+    def virtualization(self) -> str:
+        """Return what runs the guest's instructions: ``kvm`` or ``tcg``."""
+        return (Accelerator.KVM if self.uses_kvm else Accelerator.TCG).value
+
+    @property
+    def architecture(self) -> str:
+        element = self._root.find("os/type")
+        return "" if element is None else element.get("arch", "")
+
+    @property
+    def emulator(self) -> str:
+        """Return the program that runs the guest, or an empty text where libvirt chooses it."""
+        return self._root.findtext("devices/emulator", "")
+
+    @property
+    def cpu(self) -> str:
+        """Return the model of the guest's CPU, or the mode where that says it; empty where libvirt chooses."""
+        element = self._root.find("cpu")
+        if element is None:
+            return ""
+        return element.findtext("model", "") or element.get("mode", "")
+
+    def layout(self) -> str:
+        """Return the digest of what the guest's memory depends on: its machine and devices, and where they are.
+
+        What is the box's own (name, UUID, addresses, files) or the host's business (networks, graphics) is left out,
+        and so is the order of elements: a clone and an import have the layout of their snapshot.
+        """
+        root = self._copy()
+        ramfile.remove(root)
+        for path in _NOT_LAYOUT:
+            for one in root.findall(path):
+                parent = one.getparent()
+                if parent is not None:
+                    parent.remove(one)
+        for interface in root.iterfind("devices/interface"):
+            interface.attrib.pop("type", None)
+        for path in _CONTENT_IS_NOT_LAYOUT:
+            for one in root.findall(path):
+                one.text = None
+        return hashlib.sha512(repr(_shape(root)).encode()).hexdigest()
 
     @property
     def mac(self) -> str | None:
@@ -257,10 +338,21 @@ class DomainXml:
         return None
 
     @property
+    def has_more_shared_cards(self) -> bool:
+        """Tell whether there are cards beside the first one that are on a network with others."""
+        return any(interface.get("type") != "user" for interface in self._root.findall("devices/interface")[1:])
+
+    @property
     def user_network_device(self) -> str | None:
         """Return QEMU's name of the first user-mode network of a running domain, or None."""
         alias = self._root.find("devices/interface[@type='user']/alias")
         return None if alias is None else f"host{alias.get('name', '')}"
+
+    @property
+    def network_device(self) -> str | None:
+        """Return QEMU's name of the first network card of a running domain, or None."""
+        alias = self._root.find("devices/interface/alias")
+        return None if alias is None else alias.get("name")
 
     @property
     def channel_sockets(self) -> tuple[Path, ...]:
@@ -327,9 +419,24 @@ class DomainXml:
         """Return QEMU's reasons against a migration with the devices that they speak of."""
         return unmovable.describe(self._root, blockers)
 
+    @property
+    def boot(self) -> Boot:
+        """Return what the domain boots directly, if it does."""
+        kernel, initrd, command_line = (self._root.findtext(f"os/{tag}") for tag in ("kernel", "initrd", "cmdline"))
+        return Boot(
+            kernel=Path(kernel) if kernel else None,
+            initrd=Path(initrd) if initrd else None,
+            command_line=command_line or "",
+        )
+
     def text(self) -> str:
         etree.cleanup_namespaces(self._root)
         return etree.tostring(self._root, pretty_print=True, encoding="unicode")
 
     def _copy(self) -> Element:
         return copy.deepcopy(self._root)
+
+
+def _shape(element: Element) -> tuple[str, list[tuple[str, str]], str, list[Any]]:
+    attributes = sorted((str(name), str(value)) for name, value in element.attrib.items())
+    return str(element.tag), attributes, (element.text or "").strip(), sorted(map(_shape, element.iterchildren("*")))

@@ -27,12 +27,23 @@ def boot(hypervisor: Hypervisor, definition: DomainXml, ram: RamFile | None) -> 
 
 
 def wake(
-    hypervisor: Hypervisor, definition: DomainXml, ram: RamFile, device_state: Path, *, limit: timedelta
+    hypervisor: Hypervisor,
+    definition: DomainXml,
+    ram: RamFile,
+    device_state: Path,
+    *,
+    limit: timedelta,
+    connected: bool = True,
 ) -> Domain:
-    """Bring a guest back, running, from its RAM file and device state; on failure no domain is left running."""
+    """Bring a guest back, running, from its RAM file and device state; on failure no domain is left running.
+
+    One that is not ``connected`` says and hears nothing on its network until `Domain.set_link`.
+    """
     domain = _start(hypervisor, definition.with_ram_file(ram, incoming=True).with_new_generation(), paused=True)
     try:
         devicestate.load(domain.monitor, device_state, limit)
+        if not connected:
+            domain.set_link(up=False)  # not before: the device state has it plugged in
         domain.resume()
     except BaseException:
         domain.end()

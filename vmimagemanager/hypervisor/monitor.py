@@ -25,7 +25,7 @@ class Monitor:
     def __init__(self, domain: libvirt.virDomain) -> None:
         self._domain = domain
 
-    def command(self, name: str, **arguments: object) -> Any:
+    def command(self, name: str, /, **arguments: object) -> Any:
         """Run a QMP command and return its ``return`` value; raise HypervisorError with QEMU's own words."""
         text = json.dumps({"execute": name, "arguments": arguments})
         with translated(f"run the monitor command '{name}'"):

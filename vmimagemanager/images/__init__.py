@@ -2,7 +2,7 @@
 
 from vmimagemanager.images.catalogue import RECIPES, Recipe
 from vmimagemanager.images.manifest import Image
-from vmimagemanager.images.progress import Progress
 from vmimagemanager.images.store import ImageStore
+from vmimagemanager.progress import Progress
 
 __all__ = ["RECIPES", "Image", "ImageStore", "Progress", "Recipe"]

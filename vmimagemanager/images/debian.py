@@ -24,8 +24,8 @@ from vmimagemanager.durable import remove_tree, require_space, translate_os_erro
 from vmimagemanager.errors import DeadlineError, ImageError, SpaceError, StateError, ToolError
 from vmimagemanager.images import bootable, layout, userns
 from vmimagemanager.images.catalogue import Recipe
-from vmimagemanager.images.progress import Progress
 from vmimagemanager.images.stage import reachable_folder
+from vmimagemanager.progress import Progress
 from vmimagemanager.units import Size
 
 _log = logging.getLogger(__name__)

@@ -27,9 +27,9 @@ from vmimagemanager.images import catalogue, debian, manifest
 from vmimagemanager.images.blobs import Blobs, digest_of
 from vmimagemanager.images.layout import COMMAND_LINE
 from vmimagemanager.images.manifest import Image
-from vmimagemanager.images.progress import Progress, silent
 from vmimagemanager.images.stage import stage, stale
 from vmimagemanager.locks import FileLock
+from vmimagemanager.progress import Progress, silent
 from vmimagemanager.units import Size
 
 _log = logging.getLogger(__name__)
@@ -118,8 +118,11 @@ class ImageStore:
         agent: bool = False,
         user: str = "root",
         description: str = "",
+        reuse: bool = False,
     ) -> Image:
         """Copy a disk image of the user's into the store as a new generation of ``name``.
+
+        With ``reuse`` a generation of that name that is the same in all but its age is returned instead.
 
         A raw image must be called one (``disk_format="raw"``): what a guest wrote into it can look like a qcow2.
         Raises ImageError for an image that is damaged, or that has a backing or a data file.
@@ -146,6 +149,7 @@ class ImageStore:
                     user=user,
                     digests={},
                 ),
+                reuse=reuse,
             )
 
     def remove(self, address: str, *, used_by: InUse) -> tuple[Sequence[Image], Size]:
@@ -207,11 +211,13 @@ class ImageStore:
         finally:
             lock.release()
 
-    def _publish(self, own: Path, image: Image) -> Image:
+    def _publish(self, own: Path, image: Image, *, reuse: bool = False) -> Image:
         digests = {role: digest_of(path) for role, path in image.files.items()}
         for path in image.files.values():
             fsync_path(path)  # the long flush before the lock, not under it
         with self.locked():
+            if reuse and (same := self._same(replace(image, digests=digests))) is not None:
+                return same
             for role, path in image.files.items():
                 self._blobs.keep(path, digests[role])
             family = make_folder(self._images / image.name)
@@ -220,6 +226,13 @@ class ImageStore:
             manifest.write(folder, replace(image, generation=generation, digests=digests))
             publish(folder, family / str(generation))
             return self._read(image.name, generation)
+
+    def _same(self, image: Image) -> Image | None:
+        for other in self.list():
+            as_other = replace(image, generation=other.generation, created=other.created, disk=other.disk)
+            if replace(as_other, kernel=other.kernel, initrd=other.initrd) == other:
+                return other
+        return None
 
     def _unpublish(self, image: Image) -> None:
         # Out of sight by one rename; a kill during the removal itself leaves a stale folder in the stage, nothing else.

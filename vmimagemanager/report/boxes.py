@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vmimagemanager.report.deeds import phases, seconds
 
 if TYPE_CHECKING:
+    from vmimagemanager.boxes.lan import Lan
     from vmimagemanager.boxes.operations import Operation
     from vmimagemanager.boxes.status import Status
     from vmimagemanager.leases import Hold
@@ -30,8 +31,8 @@ def row(status: Status) -> tuple[str, ...]:
 
 
 def use(status: Status) -> str:
-    """Return who has the box: 'free', or who leases and who holds it."""
-    users = []
+    """Return who has the box: 'free', or that it is a spare, who leases and who holds it."""
+    users = [f"spare of {status.fork_of}"] if status.spare else []
     if status.leased_by is not None:
         users.append(f"leased by {status.leased_by.user} (process {status.leased_by.pid})")
     if status.held_by is not None:
@@ -49,6 +50,7 @@ def lines(status: Status) -> list[str]:
         ("image", status.image or "none: an adopted domain"),
         ("snapshot", f"stands on '{status.snapshot}'" if status.snapshot else "stands on none"),
         *([("fork of", status.fork_of)] if status.fork_of else []),
+        *([("lan", _lan(status.lan))] if status.lan else []),
         ("use", use(status)),
         ("ssh", f"{status.settings.user}@{status.ssh[0]}, port {status.ssh[1]}" if status.ssh else "not reachable"),
         ("host key", status.host_key),
@@ -73,9 +75,11 @@ def document(status: Status) -> dict[str, Any]:
         "snapshot": status.snapshot or None,
         "adopted": status.adopted,
         "fork_of": status.fork_of or None,
+        "lan": None if status.lan is None else status.lan.to_record(),
         "created": status.created.isoformat(),
         "owner": status.owner,
-        "free": status.leased_by is None and status.held_by is None,
+        "spare": status.spare,
+        "free": status.free,
         "leased_by": _holder(status.leased_by),
         "held_by": None if status.held_by is None else hold_document(status.held_by),
         "ssh": None if status.ssh is None else {"host": status.ssh[0], "port": status.ssh[1]},
@@ -137,6 +141,11 @@ def _holder(holder: Holder | None) -> dict[str, Any] | None:
         "since": holder.since,
         "purpose": holder.purpose,
     }
+
+
+def _lan(lan: Lan) -> str:
+    others = [name for name, address in lan.hosts.items() if address != lan.address]
+    return f"{lan.address}, in common with {', '.join(others) or 'nobody'}"
 
 
 def _shown(value: object) -> str:

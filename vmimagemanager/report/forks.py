@@ -21,10 +21,9 @@ def lines(
     shown = []
     for forked in made:
         ssh = ports[forked.name]
-        shown.append(
-            f"{forked.name}: running, {'proven' if forked.proven else 'not proven'}"
-            + (f", SSH on {ssh[0]}, port {ssh[1]}" if ssh else "")
-        )
+        proven = "proven" if forked.proven else "not proven"
+        line = f"{forked.name}: running, {proven}" + (f", SSH on {ssh[0]}, port {ssh[1]}" if ssh else "")
+        shown.append(line + (f", {forked.place.address} in the common network" if forked.place else ""))
         if verbose:
             shown.append(f"  {phases(forked.phases)}")
     clones = "1 clone" if len(made) == 1 else f"{len(made)} clones"
@@ -37,5 +36,8 @@ def document(forked: Forked, ssh: Ssh) -> dict[str, Any]:
         "name": forked.name,
         "proven": forked.proven,
         "ssh": None if ssh is None else {"host": ssh[0], "port": ssh[1]},
+        "lan": None
+        if forked.place is None
+        else {"address": forked.place.address, "network": str(forked.place.network)},
         "phases": {name: round(number, 4) for name, number in forked.phases.items()},
     }

@@ -56,9 +56,9 @@ def document(box: str, snapshot: Snapshot) -> dict[str, Any]:
         "own": snapshot.own.bytes,
         "shared": snapshot.shared.bytes,
         "ram": manifest.ram.bytes,
-        "machine": manifest.machine,
-        "libvirt": manifest.libvirt,
-        "qemu": manifest.qemu,
+        **{key: getattr(manifest.platform, key) for key in ("architecture", "accelerator", "machine", "cpu")},
+        "libvirt": manifest.platform.libvirt,
+        "qemu": manifest.platform.qemu,
         "why_not": list(manifest.why_not),
     }
 

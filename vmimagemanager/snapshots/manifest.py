@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from vmimagemanager import records
 from vmimagemanager.config import Engine
 from vmimagemanager.errors import StateError
+from vmimagemanager.snapshots.platform import Platform
+from vmimagemanager.snapshots.seal import Seal
 from vmimagemanager.state import FIRST_DISK, SnapshotFolder
 from vmimagemanager.units import Size
 
 FORMAT = 1
+_TYPES = {
+    **dict.fromkeys(("name", "engine", "owner", "description", "layer", "token", "boot-id"), str),
+    "created": datetime,
+    "running": bool,
+    "ram": int,
+    "why-not": list,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +29,8 @@ class Manifest:
     """One snapshot.
 
     ``token`` is the value that the guest kept in its memory; ``layer`` names the frozen disks, which are the first one
-    and ``further_disks``, and ``why_not`` says why no better engine was used.
+    and ``further_disks``, and ``why_not`` says why no better engine was used.  ``platform`` is what its memory needs,
+    ``seals`` what its files were.
     """
 
     name: str
@@ -32,10 +43,9 @@ class Manifest:
     token: str
     boot_id: str
     ram: Size
-    machine: str
-    libvirt: str
-    qemu: str
     why_not: tuple[str, ...]
+    platform: Platform
+    seals: Mapping[str, Seal] = field(hash=False)
     further_disks: tuple[str, ...] = ()
 
     @property
@@ -54,11 +64,13 @@ class Manifest:
             "token": self.token,
             "boot-id": self.boot_id,
             "ram": self.ram.bytes,
-            "machine": self.machine,
-            "libvirt": self.libvirt,
-            "qemu": self.qemu,
             "why-not": list(self.why_not),
             "further-disks": list(self.further_disks),
+            "platform": self.platform.to_record(),
+            "files": {
+                name: {"size": one.size, "mtime-ns": one.mtime_ns, "sha512": one.sha512 or None}
+                for name, one in self.seals.items()
+            },
         }
         records.write(folder.manifest, record, version=FORMAT, mode=0o600)
 
@@ -67,6 +79,7 @@ class Manifest:
         """Read a snapshot's manifest; raise StateError when it is damaged."""
         record = records.read(folder.manifest, version=FORMAT)
         try:
+            _require_types(record)
             return cls(
                 name=record["name"],
                 engine=Engine(record["engine"]),
@@ -78,11 +91,23 @@ class Manifest:
                 token=record["token"],
                 boot_id=record["boot-id"],
                 ram=Size(record["ram"]),
-                machine=record["machine"],
-                libvirt=record["libvirt"],
-                qemu=record["qemu"],
                 why_not=tuple(record["why-not"]),
                 further_disks=tuple(record.get("further-disks", ())),
+                platform=Platform.from_record(record.get("platform", {})),  # an older one says nothing of either
+                seals={
+                    name: Seal(size=one["size"], mtime_ns=one["mtime-ns"], sha512=one.get("sha512", ""))
+                    for name, one in record.get("files", {}).items()
+                },
             )
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise StateError(f"The manifest '{folder.manifest}' is damaged: {error}.") from error
+
+
+def _require_types(record: records.Record) -> None:
+    for key, kind in _TYPES.items():
+        if type(record[key]) is not kind:
+            raise TypeError(f"'{key}' is not of type {kind.__name__}")
+    if record["created"].tzinfo is None:
+        raise ValueError("'created' has no time zone")
+    if not all(type(reason) is str for reason in record["why-not"]):
+        raise TypeError("'why-not' is not a list of texts")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,14 +26,18 @@ from vmimagemanager.durable import (
     translate_os_errors,
 )
 from vmimagemanager.errors import SnapshotError, SpaceError, StateError, VmimError
+from vmimagemanager.hypervisor import launch
+from vmimagemanager.hypervisor.connection import Hypervisor
 from vmimagemanager.hypervisor.domain import Domain, DomainState
 from vmimagemanager.hypervisor.domainxml import DomainXml
-from vmimagemanager.snapshots import layers
+from vmimagemanager.names import Address
+from vmimagemanager.snapshots import layers, platform, seal
 from vmimagemanager.snapshots.catalogue import find, find_or_none, sweep
 from vmimagemanager.snapshots.disk import DiskEngine
 from vmimagemanager.snapshots.layers import Footing
 from vmimagemanager.snapshots.live import LiveEngine
 from vmimagemanager.snapshots.manifest import Manifest
+from vmimagemanager.snapshots.platform import Platform
 from vmimagemanager.snapshots.saved import SavedEngine
 from vmimagemanager.snapshots.subject import SnapshotEngine, Subject
 from vmimagemanager.state import BoxFolder, SnapshotFolder, staged_folder
@@ -109,7 +113,6 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
             layers.keep_firmware(folder, stage)
             frozen = layers.layers_of(folder, layer, folder.disks)
             successors = layers.new_overlays(subject.hypervisor, folder, frozen)
-            host = subject.hypervisor.host
             Manifest(
                 name=name,
                 engine=engine.kind,
@@ -122,10 +125,9 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
                 token=token if boot_id and engine.kind is not Engine.DISK else "",
                 boot_id=boot_id,
                 ram=definition.ram,
-                machine=definition.machine,
-                libvirt=host.libvirt,
-                qemu=host.qemu,
                 why_not=reasons,
+                platform=Platform.of(subject.hypervisor, definition),
+                seals=seal.seal(stage),
             ).write(stage)
             publish(path, folder.snapshots / name)
         except BaseException as error:
@@ -153,16 +155,30 @@ def require_engine(subject: Subject, domain: Domain) -> None:
         )
 
 
-def restore(subject: Subject, domain: Domain | None, name: str, *, next_token: str) -> Restored:
+def restore(
+    subject: Subject, domain: Domain | None, name: str, *, next_token: str, disk_only: bool = False
+) -> Restored:
     """Put a box back to a snapshot, whatever state it is in; return when that is proven and the guest repaired.
 
-    Raises SnapshotError when there is none of that name (nothing was touched then), or the guest that came up is not
-    it.  A live or saved snapshot whose memory cannot be brought back is booted from its disk, and ``why_not`` says so.
+    With ``disk_only`` the memory of a live or saved one is left alone, and the guest booted from its disk.
+
+    Raises SnapshotError when there is none of that name, or its memory cannot be brought back on this host or was
+    altered: nothing was touched then, and what runs goes on running.  It is raised, too, when the guest that came up is
+    not the snapshot.  A memory that libvirt or QEMU refuses after all, when the guest before has ended, is given up for
+    its disk, which is booted, and ``why_not`` says so.
     """
     folder = subject.folder
     manifest = find(folder, name)
     snapshot = folder.snapshot(name)
-    require_files(folder, snapshot, manifest)
+    disk_only = disk_only and manifest.running and manifest.engine is not Engine.DISK
+    if disk_only:
+        manifest = replace(
+            manifest,
+            engine=Engine.DISK,
+            why_not=(*manifest.why_not, f"{manifest.engine}: The disk alone was asked for."),
+        )
+    require_whole(folder, manifest)
+    require_platform(subject.hypervisor, folder, manifest)
     _require_room(folder, manifest)
     watch = Stopwatch()
     if domain is not None:
@@ -205,6 +221,44 @@ def restore(subject: Subject, domain: Domain | None, name: str, *, next_token: s
         why_not=reasons,
         phases=watch.phases,
     )
+
+
+def require_whole(folder: BoxFolder, manifest: Manifest) -> None:
+    """Raise StateError when a file of a snapshot is missing, SnapshotError when one of its memory was altered."""
+    snapshot = folder.snapshot(manifest.name)
+    require_files(folder, snapshot, manifest)
+    if manifest.engine is Engine.DISK:
+        return
+    altered = seal.broken(snapshot, manifest.seals)
+    if altered:
+        address = Address(folder.name, manifest.name)
+        raise SnapshotError(f"The snapshot '{address}' was altered: {' '.join(altered)}", hint=_disk_hint(address))
+
+
+def require_platform(hypervisor: Hypervisor, folder: BoxFolder, manifest: Manifest) -> None:
+    """Raise SnapshotError unless a snapshot's memory can be brought back here, as far as that can be told beforehand.
+
+    One that consists of a disk alone has none to bring back.
+    """
+    if manifest.engine is Engine.DISK:
+        return
+    address = Address(folder.name, manifest.name)
+    found = hindrances(hypervisor, manifest, DomainXml.read(folder.snapshot(manifest.name).definition))
+    if found:
+        message = f"The memory of '{address}' cannot be brought back here: {' '.join(found)}"
+        raise SnapshotError(message, hint=_disk_hint(address))
+
+
+def hindrances(hypervisor: Hypervisor, manifest: Manifest, definition: DomainXml) -> tuple[str, ...]:
+    """Return, as whole sentences, why a snapshot cannot be brought back on this host; nothing when it can."""
+    found = platform.differences(manifest.platform, hypervisor, definition)
+    if manifest.engine is Engine.LIVE and not launch.ram_may_be_a_file(hypervisor):
+        return (*found, f"{hypervisor.host.confined_by} keeps QEMU from files that libvirt does not name.")
+    return found
+
+
+def _disk_hint(address: Address) -> str:
+    return f"Its disk can be booted: vmimagemanager restore --disk {address}"
 
 
 def remove(folder: BoxFolder, name: str) -> None:
