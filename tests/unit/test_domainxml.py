@@ -430,3 +430,15 @@ def test_qemu_arguments_of_a_stylesheet_keep_their_namespace(tmp_path: Path) -> 
     domain = plain().transformed(path).with_parts(parts()).with_ram_file(ram_file())
     assert domain.ram_file == ram_file()
     assert domain.with_ram_file(None).text().count("-no-hpet") == 1
+
+
+def test_the_files_of_the_host_that_a_domain_names_are_found() -> None:
+    definition = DomainXml.parse(
+        """<domain><os><loader>/firmware</loader><nvram>/its/own</nvram></os><devices>
+        <disk device="disk"><source file="/disk"/></disk><disk device="cdrom"><source file="/disc.iso"/></disk>
+        <disk device="cdrom"/><serial><source path="/dev/pts/1"/></serial>
+        <filesystem><source dir="/shared"/></filesystem>
+        </devices></domain>""",
+        source="the test",
+    )
+    assert definition.host_files == (Path("/disc.iso"), Path("/shared"), Path("/firmware"))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from vmimagemanager.boxes.fork import Forked
 from vmimagemanager.boxes.lan import Lan, planned
 from vmimagemanager.errors import BoxError, HypervisorError
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.lancard import Claim, LanCard
 from vmimagemanager.hypervisor.ramfile import RamFile
+from vmimagemanager.names import Address
+from vmimagemanager.report import forks as report
 from vmimagemanager.units import Size
 
 CARD = LanCard(mac="52:54:0a:c0:4d:02", group="239.255.0.77", udp_port=16461, pci_port="pci.10")
@@ -100,3 +104,14 @@ def test_a_place_survives_its_record() -> None:
 def test_no_network_is_planned_where_all_are_taken() -> None:
     with pytest.raises(HypervisorError, match="No multicast group"), planned(["web-1"], taken=range(1 << 14)):
         pytest.fail("none is free")
+
+
+def test_a_clone_is_reported_with_its_address_in_the_common_network() -> None:
+    place = Lan(number=77, address="10.192.77.1", hosts={"web-1": "10.192.77.1"})
+    made = Forked(name="web-1", phases={"start": 0.25}, place=place)
+    ssh = ("127.0.0.1", 20001)
+    line, total = report.lines(Address("web", "clean"), [made], {"web-1": ssh}, 1.0, verbose=False)
+    assert line == "web-1: running, proven, SSH on 127.0.0.1, port 20001, 10.192.77.1 in the common network"
+    assert total.startswith("web@clean: 1 clone in")
+    assert report.document(made, ssh)["lan"] == {"address": "10.192.77.1", "network": "10.192.77.0/24"}
+    assert report.document(replace(made, place=None), None)["lan"] is None

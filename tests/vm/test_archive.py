@@ -242,6 +242,14 @@ def entities(folder: Path) -> None:
     (folder / "domain.xml").write_text(f'<!DOCTYPE domain [<!ENTITY e SYSTEM "/etc/passwd">]>{definition}')
 
 
+def cdrom(folder: Path) -> None:
+    definition = (folder / "domain.xml").read_text()
+    disc = (
+        '<disk type="file" device="cdrom"><source file="/no/such.iso"/><target dev="sda" bus="sata"/></disk></devices>'
+    )
+    (folder / "domain.xml").write_text(definition.replace("</devices>", disc))
+
+
 def no_manifest(folder: Path) -> None:
     (folder / "manifest.toml").write_text("format = 1\n")
 
@@ -252,6 +260,7 @@ def no_manifest(folder: Path) -> None:
         (newer_qemu, "is older than 99.0.0, which wrote the memory"),
         (other_machine, "does not offer the machine type 'pc-q35-99.0'"),
         (other_ram, "its RAM has another size than the guest's"),
+        (cdrom, r"There is no '/no/such\.iso', which it needs"),
         (entities, "document type or entities, which are refused"),
         (no_manifest, "the snapshot's manifest cannot be read"),
     ],

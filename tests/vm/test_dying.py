@@ -87,7 +87,7 @@ def test_a_fork_may_die_at_every_step(box: Box, manager: Manager, environment: d
         return manager.site.hypervisor.owned_by(str(manager.state_directory))
 
     before = domains()
-    for step in deaths(environment, "fork", f"{box.name}@clean", "--count", "1"):
+    for step in deaths(environment, "fork", f"{box.name}@clean", "--count", "1", "--lan"):
         manager.fsck()
         for clone in clones_of(manager.site, box.name):  # it was kept: the verb was about to end
             assert not manager.site.record(clone).temporary, step

@@ -275,6 +275,7 @@ def _definition(site: Site, manifest: Manifest, own: Path) -> DomainXml:
     """Return the definition of a trusted archive; raise SnapshotError unless this host can run it."""
     definition = DomainXml.parse((own / DEFINITION).read_bytes(), source="The archive's definition")
     found = list(snapshots.hindrances(site.hypervisor, manifest, definition.without_host()))
+    found += [f"There is no '{path}', which it needs." for path in definition.host_files if not path.exists()]
     if definition.uses_kvm and not found:
         try:
             accelerator.choose("kvm", site.state.cache)

@@ -26,7 +26,7 @@ while IFS= read -r line; do hosts="$hosts$line {_MARK}
 "; done
 printf '%s' "$hosts" > /etc/hosts
 if [ -d /run/systemd/netif ]; then
-    mkdir -p /etc/systemd/network
+    [ -d /etc/systemd/network ] || mkdir -p /etc/systemd/network
     printf '[Match]\\nMACAddress=%s\\n[Link]\\nRequiredForOnline=no\\n[Network]\\nAddress=%s\\nLLMNR=no\\n' "$1" "$2" \\
         > /etc/systemd/network/10-vmimagemanager-lan.network
     networkctl reload

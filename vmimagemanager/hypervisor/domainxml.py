@@ -410,6 +410,15 @@ class DomainXml:
         return found
 
     @property
+    def host_files(self) -> tuple[Path, ...]:
+        """Return the files and folders of the host that it names, but for its disks and what it boots directly."""
+        own = set(self.disks())
+        sources = self._root.iterfind("devices/*/source")
+        named = (source.get(key, "") for source in sources for key in ("file", "dir"))
+        paths = (Path(text) for text in (*named, self._root.findtext("os/loader", "")) if text)
+        return tuple(path for path in paths if path not in own)
+
+    @property
     def boot_files(self) -> tuple[Path, ...]:
         """Return the kernel and the initrd that the domain boots directly, where it does."""
         found = (self._root.findtext(f"os/{tag}") for tag in ("kernel", "initrd"))
