@@ -126,6 +126,7 @@ class Box:
             subject, domain = life.subject(self._site, record), self._settled(record)
             reach.require_running(domain, record)
             if domain is not None:
+                snapshots.require_engine(subject, domain)
                 self._run_hooks(record, Moment.BEFORE_SNAPSHOT)
             self.disconnect()
             taken = snapshots.take(subject, domain, name, token=new_token(), owner=owner(), description=description)
@@ -176,7 +177,10 @@ class Box:
         with self._operation("snapshot-remove") as (record, entry):
             entry.facts["snapshot"] = name
             fork.refuse_clones(self._site, self.name, name)
-            snapshots.remove(self._site.state.box(record.name), name)
+            folder = self._site.state.box(record.name)
+            if folder.standing.exists():  # an interrupted restore needs the snapshot to be ended
+                self._settled(record)
+            snapshots.remove(folder, name)
 
     def export_snapshot(self, name: str, target: str | Path, *, progress: Progress = silent) -> Exported:
         """Write a snapshot to the new file ``target``, for `Manager.import_snapshot`; the box goes on running.

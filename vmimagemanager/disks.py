@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,6 +34,30 @@ class DiskInfo:
     virtual_size: Size
     actual_size: Size
     backing: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backing:
+    """What an overlay stands on: a file, and its format, which is never guessed from what a guest may have written."""
+
+    path: Path
+    format: str = "qcow2"
+
+    def to_record(self) -> dict[str, str]:
+        return {"path": str(self.path), "format": self.format}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, str]) -> Backing:
+        return cls(path=Path(record["path"]), format=record["format"])
+
+
+def create_empty(path: Path, size: Size) -> None:
+    """Make ``path`` a qcow2 of ``size`` in which nothing was written; raise SpaceError or ToolError, leaving none."""
+    try:
+        _qemu_img("create", "-q", "-f", "qcow2", path.absolute(), str(size.bytes), path=path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def create_overlay(path: Path, backing: Path, *, backing_format: str = "qcow2", size: Size | None = None) -> None:

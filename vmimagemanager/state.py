@@ -19,6 +19,7 @@ from vmimagemanager.durable import make_folder, remove_tree, translate_os_errors
 from vmimagemanager.errors import StateError
 
 FORMAT = 1
+FIRST_DISK = ""  # the name of the disk that stands on the image; others are named as the guest's XML names them
 _SHARED_GROUP = "libvirt"
 
 
@@ -48,6 +49,16 @@ class SnapshotFolder:
     def saved(self) -> Path:
         return self.path / "saved"
 
+    @property
+    def nvram(self) -> Path:
+        """The variables of the guest's UEFI firmware."""
+        return self.path / "nvram"
+
+    @property
+    def tpm(self) -> Path:
+        """The folder of the software TPM's state."""
+        return self.path / "tpm"
+
 
 @dataclass(frozen=True, slots=True)
 class BoxFolder:
@@ -69,7 +80,31 @@ class BoxFolder:
 
     @property
     def overlay(self) -> Path:
-        return self.path / "overlay.qcow2"
+        return self.overlay_of(FIRST_DISK)
+
+    def overlay_of(self, disk: str) -> Path:
+        return self.path / f"{_with_disk('overlay', disk)}.qcow2"
+
+    @property
+    def disks(self) -> tuple[str, ...]:
+        """The names of the disks that have an overlay, the first one first."""
+        found = (path.stem.removeprefix("overlay").removeprefix("-") for path in self.path.glob("overlay*.qcow2"))
+        return tuple(sorted(found))
+
+    @property
+    def standing(self) -> Path:
+        """What the box was about to stand on when that was interrupted."""
+        return self.path / "standing.toml"
+
+    @property
+    def nvram(self) -> Path:
+        """The variables of the guest's UEFI firmware."""
+        return self.path / "nvram"
+
+    @property
+    def tpm(self) -> Path:
+        """The folder of the software TPM's state."""
+        return self.path / "tpm"
 
     @property
     def ram(self) -> Path:
@@ -101,8 +136,8 @@ class BoxFolder:
         """The frozen disks that snapshots are made of: a snapshot's name can go while others stand on its disk."""
         return self.path / "layers"
 
-    def layer(self, name: str) -> Path:
-        return self.layers / f"{name}.qcow2"
+    def layer(self, name: str, disk: str = FIRST_DISK) -> Path:
+        return self.layers / f"{_with_disk(name, disk)}.qcow2"
 
     def snapshot(self, name: str) -> SnapshotFolder:
         return SnapshotFolder(self.snapshots / name)
@@ -146,6 +181,11 @@ class StateDirectory:
         return self.path / "boxes"
 
     @property
+    def empty(self) -> Path:
+        """Empty disks, one of each size, which the further disks of boxes stand on."""
+        return self.path / "empty"
+
+    @property
     def holds(self) -> Path:
         return self.path / "holds"
 
@@ -181,6 +221,10 @@ def staged_folder(target: Path) -> Iterator[Path]:
         yield staged
     finally:
         remove_tree(staged)
+
+
+def _with_disk(name: str, disk: str) -> str:
+    return f"{name}-{disk}" if disk else name
 
 
 def _is_box(entry: Path) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 
 from vmimagemanager import BoxSettings, Manager
 from vmimagemanager.boxes.record import BoxRecord
-from vmimagemanager.config import BOX_KEYS, Engine, Hook, Moment, Place, load, schema
+from vmimagemanager.config import BOX_KEYS, Channel, Engine, Firmware, Hook, Moment, Place, schema
 from vmimagemanager.config.schema import Spot
 from vmimagemanager.errors import (
     BoxError,
@@ -32,51 +30,13 @@ from vmimagemanager.hypervisor.accelerator import Accelerator
 from vmimagemanager.hypervisor.connection import Hypervisor
 from vmimagemanager.hypervisor.domain import DomainState
 from vmimagemanager.hypervisor.domainxml import DomainXml
-from vmimagemanager.hypervisor.parts import Boot, Parts
+from vmimagemanager.hypervisor.parts import TPM_SOCKET, Boot, Parts
 from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.names import is_name
 from vmimagemanager.state import BoxFolder
 from vmimagemanager.units import Size
 
-NODE = """
-<node>
-  <cpu><mhz>1000</mhz><model>x86_64</model><active>2</active><nodes>1</nodes><sockets>1</sockets><cores>2</cores>
-    <threads>1</threads></cpu>
-  <memory>8388608</memory>
-  <network>
-    <name>small</name>
-    <bridge name="small0"/>
-    <ip address="192.168.213.1" prefix="24"><dhcp><range start="192.168.213.9" end="192.168.213.13"/></dhcp></ip>
-  </network>
-</node>
-"""
 FOREIGN = "<domain type='test'><name>{}</name><memory>65536</memory><os><type>hvm</type></os></domain>"
-
-
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of a libvirt of one's own for each connection to it."""
-    path = tmp_path_factory.mktemp("libvirt") / "node.xml"
-    path.write_text(NODE)
-    return f"test://{path}"
-
-
-@pytest.fixture(scope="module")
-def hypervisor(node: str) -> Iterator[Hypervisor]:
-    with Hypervisor.connect(node) as opened:
-        yield opened
-
-
-@pytest.fixture
-def manager(node: str, tmp_path: Path) -> Iterator[Manager]:
-    """Boxes in a libvirt of their own, on an image that boots nothing."""
-    configuration = load(host_options={"uri": node, "state-dir": str(tmp_path / "state"), "accelerator": "tcg"})
-    disk = tmp_path / "disk.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "1M"], check=True)
-    (tmp_path / "kernel").write_text("no kernel")
-    with Manager.of(configuration) as opened:
-        opened.images.add("tiny", disk, kernel=tmp_path / "kernel", initrd=tmp_path / "kernel", command_line="quiet")
-        yield opened
 
 
 def plant(manager: Manager, text: str) -> None:
@@ -111,6 +71,10 @@ SETTINGS = st.builds(
     cpus=st.integers(1, 64),
     network=NETWORKS,
     user=st.just("root"),
+    channel=st.sampled_from(Channel),
+    disks=st.lists(st.integers(1 << 20, 16 << 40).map(Size), max_size=3).map(tuple),
+    firmware=st.sampled_from(Firmware),
+    tpm=st.booleans(),
     engines=st.sets(st.sampled_from(Engine), min_size=1).map(
         lambda chosen: tuple(one for one in Engine if one in chosen)
     ),
@@ -137,7 +101,18 @@ def test_libvirts_schema_accepts_the_domain_of_any_valid_settings(
 ) -> None:
     folder = Path("/", *(text.replace("/", "|") for text in folders))
     plain = DomainXml.plain(ram=chosen.ram, cpus=chosen.cpus, accelerator=accelerator)
-    laid = plain.with_parts(parts(chosen, name, folder)).with_owner((64055, 107))
+    plain = plain.with_disks([folder / "empty.qcow2" for _ in chosen.disks])
+    plain = plain.with_uefi() if chosen.firmware is Firmware.UEFI else plain
+    plain = plain.with_tpm() if chosen.tpm else plain
+    beside = folder / "boxes" / name
+    more = {
+        "disks": {disk: beside / f"overlay-{disk}.qcow2" for disk in plain.further_disks()},
+        "nvram": beside / "nvram",
+        "tpm_socket": beside / TPM_SOCKET,
+    }
+    laid = plain.with_parts(replace(parts(chosen, name, folder), **more)).with_owner((64055, 107))  # type: ignore[arg-type]
+    assert len(laid.disks()) == 1 + len(chosen.disks)
+    assert (laid.tpm_socket is not None) == chosen.tpm
     domain = hypervisor.define(laid)
     try:
         kept = domain.definition(live=False)
@@ -370,7 +345,7 @@ def test_what_cannot_be_adopted_is_left_as_it_was(manager: Manager, disk: Path) 
     with pytest.raises(BoxError, match="no domain 'old' to adopt"):
         manager.define("old", BoxSettings(), adopt=True)
     plant(manager, FOREIGN.format("diskless"))
-    with pytest.raises(BoxError, match="found 0 disks"):
+    with pytest.raises(BoxError, match="its first disk is not a file"):
         manager.define("diskless", BoxSettings(), adopt=True)
     plant(manager, ADOPTED.format(disk.with_name("missing.qcow2")))
     with pytest.raises(BoxError, match="cannot be adopted"):

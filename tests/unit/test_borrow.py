@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> BoxFolder:
 
 def needed(tmp_path: Path, libvirt: Libvirt) -> tuple[borrow.Borrowed, ...]:
     definition = DomainXml.parse(DOMAIN.format(tmp_path), source="'domain.xml'")
-    return borrow.needed(cast("Hypervisor", libvirt), definition)
+    return borrow.needed(cast("Hypervisor", libvirt), borrow.files_of(definition))
 
 
 def modes(tmp_path: Path) -> dict[str, int]:

@@ -16,7 +16,7 @@ from lxml import etree
 from vmimagemanager.errors import ConfigError
 from vmimagemanager.hypervisor.accelerator import Accelerator
 from vmimagemanager.hypervisor.domainxml import DomainXml, Ownership
-from vmimagemanager.hypervisor.parts import OURS, Boot, Parts
+from vmimagemanager.hypervisor.parts import OURS, TPM_SOCKET, Boot, Parts
 from vmimagemanager.hypervisor.qemuline import QEMU
 from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.units import Size
@@ -80,7 +80,36 @@ def ram_file(path: str = "/state/boxes/web/ram", *, shared: bool = True) -> RamF
     return RamFile(path=Path(path), size=Size(512 << 20), shared=shared)
 
 
+SEVERAL = """
+<domain type="qemu">
+  <os><type>hvm</type><loader readonly="yes" type="pflash">/their/OVMF_CODE.fd</loader>
+    <nvram template="/their/OVMF_VARS.fd">/their/variables</nvram></os>
+  <devices>
+    <disk type="file" device="disk"><source file="/their/first"/><target dev="sda" bus="scsi"/></disk>
+    <disk type="file"><source file="/their/raw"/><target dev="vda" bus="virtio"/><shareable/></disk>
+    <disk type="file" device="disk"><driver name="qemu" type="qcow2" cache="none"/><source file="/their/qcow2"/>
+      <target dev="vdc" bus="virtio"/></disk>
+    <disk type="block" device="disk"><source dev="/dev/their"/><target dev="vdd" bus="virtio"/><readonly/></disk>
+    <disk type="file" device="cdrom"><source file="/their/iso"/><target dev="sdb" bus="sata"/></disk>
+    <tpm model="tpm-tis"><backend type="emulator" version="2.0"/></tpm>
+  </devices>
+</domain>
+"""
+
+
+def full_parts(*disks: str) -> Parts:
+    folder = Path("/state/boxes/web")
+    return replace(
+        parts(boot=Boot()),
+        disks={disk: folder / f"overlay-{disk}.qcow2" for disk in disks},
+        nvram=folder / "nvram",
+        tpm_socket=Path("/run/web") / TPM_SOCKET,
+    )
+
+
 GOLDEN_DOMAINS = {
+    "several": own(SEVERAL).with_disks([Path("/state/empty/1.qcow2")]).with_parts(full_parts("vda", "vdb", "vdc")),
+    "uefi-tpm": plain().with_uefi().with_tpm().with_parts(full_parts()),
     "plain-tcg": plain().with_parts(parts()),
     "plain-kvm-network": plain(Accelerator.KVM, cpus=4).with_parts(parts("libvirt:isolated")),
     "session": plain().with_parts(replace(parts(), sockets=Path("/run/user/1000/vmimagemanager/web"))),
@@ -125,6 +154,53 @@ def test_nothing_of_a_foreign_disk_stays_but_its_place_and_serial_number() -> No
         assert gone not in text
     for kept in ("vdb", "THEIRS", "/dev/sr0"):
         assert kept in text
+
+
+def test_further_disks_are_those_that_the_guest_can_write_to() -> None:
+    several = own(SEVERAL).with_disks([Path("/state/empty/1.qcow2")])
+    assert several.further_disks() == {
+        "vda": (Path("/their/raw"), "raw"),  # as libvirt takes it that is given no format
+        "vdc": (Path("/their/qcow2"), "qcow2"),
+        "vdb": (Path("/state/empty/1.qcow2"), "qcow2"),
+    }
+    assert own().further_disks() == plain().further_disks() == {}
+
+
+@pytest.mark.parametrize(
+    "disk",
+    [
+        '<disk type="block" device="disk"><source dev="/dev/sdb"/><target dev="vdb"/></disk>',
+        '<disk type="network" device="disk"><source protocol="rbd" name="a"/><target dev="vdb"/></disk>',
+        '<disk type="volume"><source pool="a" volume="b"/><target dev="vdb"/></disk>',
+        '<disk type="block" device="lun"><source dev="/dev/sdb"/><target dev="vdb"/></disk>',
+        '<disk type="file"><target dev="vdb"/></disk>',
+    ],
+)
+def test_a_disk_that_could_belong_to_no_snapshot_is_refused(disk: str) -> None:
+    domain = own(f'<domain><devices><disk type="file"><target dev="vda"/></disk>{disk}</devices></domain>')
+    with pytest.raises(ConfigError, match="The disk 'vdb' of the domain XML could belong to no snapshot") as caught:
+        domain.further_disks()
+    assert "<readonly/>" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "backend", ['type="emulator" version="1.2"', 'type="emulator"><encryption secret="a"/></backend']
+)
+def test_a_tpm_that_cannot_be_kept_is_refused(backend: str) -> None:
+    end = "" if backend.endswith("backend") else "/"
+    domain = own(f"<domain><devices><tpm><backend {backend}{end}></tpm></devices></domain>")
+    with pytest.raises(ConfigError, match="The TPM of the domain XML cannot be kept"):
+        domain.with_parts(full_parts())
+
+
+def test_a_tpm_or_a_firmware_of_their_own_stays_theirs() -> None:
+    tpm = '<tpm model="tpm-crb"><backend type="external"><source type="unix" path="/their/socket"/></backend></tpm>'
+    system = '<os><type>hvm</type><loader type="rom">/their/bios</loader></os>'
+    theirs = own(f"<domain>{system}<devices>{tpm}</devices></domain>")
+    laid = theirs.with_tpm().with_uefi().with_parts(full_parts())
+    assert laid.tpm_socket is None
+    assert "/their/socket" in laid.text()
+    assert (laid.nvram, "firmware" in laid.text()) == (None, False)
 
 
 def test_nothing_of_a_foreign_network_card_stays_but_its_model_and_place() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.vm.conftest import new_name
 from vmimagemanager import Box, BoxSettings, Manager
-from vmimagemanager.config import Engine
+from vmimagemanager.config import Engine, Hook, Moment
 from vmimagemanager.errors import SnapshotError, SpaceError
+from vmimagemanager.guest.repair import TOKEN_FILE
 from vmimagemanager.hypervisor.connection import default_uri
 from vmimagemanager.snapshots import Manifest, store
 
@@ -141,6 +143,44 @@ def test_a_snapshot_that_fails_at_its_last_step_leaves_the_guest_as_it_was(
     assert box.script("echo written >/root/file; sync; cat /root/file").text == "written\n"
     assert box.snapshot("succeeded").engine == "live"
     assert box.run(["cat", "/root/file"]).text == "written\n"
+
+
+OWN = """
+<domain type="qemu">
+  <memory unit="MiB">384</memory>
+  <vcpu>1</vcpu>
+  <os><type arch="x86_64" machine="q35">hvm</type></os>
+  <features><acpi/></features>
+  <devices>
+    <shmem name="{name}"><model type="ivshmem-plain"/><size unit="M">1</size></shmem>
+    <memballoon model="none"/>
+  </devices>
+</domain>
+"""
+
+
+def test_a_device_that_cannot_be_migrated_is_named_before_anything_is_done_to_the_guest(
+    define: Callable[..., Box], tmp_path: Path
+) -> None:
+    memory = new_name()
+    own = tmp_path / "own.xml"
+    own.write_text(OWN.format(name=memory))
+    hook = Hook(moment=Moment.BEFORE_SNAPSHOT, command=("touch", "/run/hook"))
+    box = define(xml=own, engines=(Engine.LIVE, Engine.SAVED), hooks=(hook,))
+    try:
+        box.up()
+        token = box.run(["cat", TOKEN_FILE]).text
+        with pytest.raises(SnapshotError, match="No engine can snapshot the box") as caught:
+            box.snapshot("none")
+        for line in caught.value.detail.splitlines()[:2]:
+            assert f"QEMU cannot migrate the guest: the shared memory '{memory}' (ivshmem) (" in line
+        assert "virsh detach-device" in caught.value.hint
+        assert f"vmimagemanager define --update {box.name} --engines live,saved,disk" in caught.value.hint
+        assert box.run(["test", "-e", "/run/hook"], check=False).status == 1
+        assert box.run(["cat", TOKEN_FILE]).text == token
+    finally:
+        box.kill()
+        Path("/dev/shm", memory).unlink(missing_ok=True)  # which QEMU leaves behind
 
 
 def test_when_no_engine_can_each_says_why_and_the_guest_goes_on(box: Box, manager: Manager) -> None:

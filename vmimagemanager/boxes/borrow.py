@@ -34,13 +34,18 @@ class Borrowed:
     lent_mode: int
 
 
-def needed(hypervisor: Hypervisor, definition: DomainXml) -> tuple[Borrowed, ...]:
-    """Return which files of a domain, its disks' backing files included, QEMU's user cannot read as they are."""
+def files_of(definition: DomainXml) -> tuple[Path, ...]:
+    """Return the files that a domain reads: its disks, and a kernel and an initrd that are booted directly."""
+    return (*definition.disks(), *(path for path in definition.boot_files if path.is_file()))
+
+
+def needed(hypervisor: Hypervisor, files: Iterable[Path]) -> tuple[Borrowed, ...]:
+    """Return which of the files, and of those that they stand on, QEMU's user cannot read as they are."""
     owner = None if hypervisor.session else hypervisor.host.qemu_owner
     if owner is None:
         return ()
     found: dict[str, Borrowed] = {}
-    for path in _files(definition):
+    for path in _with_backing_files(files):
         with translate_os_errors("look at", path):
             status = path.stat()
         if not _readable(status, *owner):
@@ -80,10 +85,9 @@ def give_back(folder: BoxFolder) -> None:
             _change(one.path, one.group, one.mode)
 
 
-def _files(definition: DomainXml) -> Iterable[Path]:
-    for path in definition.disks():
+def _with_backing_files(files: Iterable[Path]) -> Iterable[Path]:
+    for path in files:
         yield from disks.chain(path) if disks.detect_format(path) == "qcow2" else (path,)
-    yield from (path for path in definition.boot_files if path.is_file())
 
 
 def _readable(status: os.stat_result, user: int, group: int) -> bool:

@@ -6,13 +6,15 @@ import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
-from vmimagemanager import disks
+from vmimagemanager import disks, snapshots
 from vmimagemanager.boxes import borrow, making, network
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
-from vmimagemanager.config import BoxSettings, Moment, Place
-from vmimagemanager.durable import remove_tree
+from vmimagemanager.config import BoxSettings, Firmware, Moment, Place
+from vmimagemanager.disks import Backing
+from vmimagemanager.durable import fsync_path, make_folder, remove_tree
 from vmimagemanager.errors import BoxError, ConfigError, ForeignDomainError, ImageError
 from vmimagemanager.hypervisor import accelerator
 from vmimagemanager.hypervisor.connection import require_ownership
@@ -22,6 +24,7 @@ from vmimagemanager.images import Image
 from vmimagemanager.leases import owner
 from vmimagemanager.names import box_name
 from vmimagemanager.state import staged_folder
+from vmimagemanager.units import Size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +73,8 @@ def designed(site: Site, name: str, settings: BoxSettings, image: Image) -> tupl
         owner=owner(),
         settings=settings,
     )
-    base = _base(record)
-    if settings.xml is not None:
-        record = _as_the_xml_says(record, base)
-    return record, making.with_parts(site, record, _transformed(base, settings), boot(image))
+    record, base = _asked_for(site, record, image)
+    return record, making.with_parts(site, record, base, boot(image))
 
 
 def adopt(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
@@ -97,8 +98,10 @@ def adopt(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
             f"The domain '{name}' belongs to a box already, of '{original.ownership.state_directory}'."
         )
     files = original.disks()
-    if len(files) != 1 or not files[0].is_file():
-        raise BoxError(f"The domain '{name}' cannot be adopted: expected one disk in a file, found {len(files)} disks.")
+    if original.tpm_kind == "emulator":
+        raise BoxError(f"The domain '{name}' cannot be adopted: it has a TPM, whose state a box would change.")
+    if not files or not files[0].is_file():
+        raise BoxError(f"The domain '{name}' cannot be adopted: its first disk is not a file that exists.")
     _check_hooks(settings)
     record = BoxRecord(
         name=name,
@@ -113,6 +116,8 @@ def adopt(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
         created=datetime.now(UTC).replace(microsecond=0),
         owner=owner(),
         settings=replace(settings, network=original.network or settings.network, ram=original.ram),
+        disks=_further_disks(original),
+        nvram=_variables(original),
     )
     making.make(site, record, making.with_parts(site, record, _transformed(original, settings)), original=original)
     return record
@@ -140,10 +145,11 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
         changed = replace(
             record, settings=settings, image=image.address, base=str(image.disk), digests=dict(image.digests)
         )
-        base = _base(changed)
-        if settings.xml is not None:
-            changed = _as_the_xml_says(changed, base)
-        making.store(site, changed, making.with_parts(site, changed, _transformed(base, settings), boot(image)), folder)
+        changed, base = _asked_for(site, changed, image)
+        snapshots.add_disks(site.hypervisor, folder, changed.disks)
+        making.store(site, changed, making.with_parts(site, changed, base, boot(image)), folder)
+    if any(one != record.disks.get(name, one) for name, one in changed.disks.items()):
+        return Changed(keys=keys_changed, waits_for="the next reset")
     if image.address != record.image:
         keys_changed["image"] = (record.image, image.address)
         return Changed(keys=keys_changed, waits_for="the next reset")
@@ -211,6 +217,56 @@ def _image(site: Site, name: str, settings: BoxSettings) -> Image:
             f"The image '{image.address}' is damaged: its disk is missing.", hint="vmimagemanager image list"
         )
     return image
+
+
+def _asked_for(site: Site, record: BoxRecord, image: Image) -> tuple[BoxRecord, DomainXml]:
+    """Return the domain that a box's settings ask for, and the record with what follows from it."""
+    settings = record.settings
+    base = _base(record)
+    if settings.xml is not None:
+        record = _as_the_xml_says(record, base)
+    base = base.with_disks([_empty_disk(site, size) for size in settings.disks])
+    if Firmware.UEFI in (settings.firmware, image.firmware):
+        base = base.with_uefi()
+    if settings.tpm:
+        base = base.with_tpm()
+    definition = _transformed(base, settings)
+    record = replace(record, disks=_further_disks(definition), nvram=_variables(definition))
+    for name, one in record.disks.items():
+        if borrow.needed(site.hypervisor, [one.path]):
+            raise ConfigError(
+                f"The disk '{name}' cannot be stood on: the user that QEMU runs as may not read '{one.path}'.",
+                hint=f"chmod o+r '{one.path}'",
+            )
+    return record, definition
+
+
+def _empty_disk(site: Site, size: Size) -> Path:
+    """Return the empty disk of that size, which all boxes share."""
+    path = site.state.empty / f"{size.bytes}.qcow2"
+    if not path.exists():
+        with staged_folder(make_folder(path.parent, mode=0o755) / path.name) as stage:
+            made = stage / path.name
+            disks.create_empty(made, size)
+            made.chmod(0o444)
+            fsync_path(made)
+            made.replace(path)
+    return path
+
+
+def _further_disks(definition: DomainXml) -> dict[str, Backing]:
+    found = {}
+    for name, (path, file_format) in definition.further_disks().items():
+        if not path.is_file():
+            raise ConfigError(f"The disk '{name}' of the domain XML does not exist: '{path}'.")
+        found[name] = Backing(path=path, format=file_format)
+    return found
+
+
+def _variables(definition: DomainXml) -> str:
+    """Return the file of firmware variables that the owner's XML brings, or an empty text."""
+    path = definition.nvram
+    return str(path) if path is not None and path.is_file() else ""
 
 
 def _transformed(base: DomainXml, settings: BoxSettings) -> DomainXml:

@@ -38,11 +38,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forked:
-    """One clone that was made, the seconds of each phase, and its place in the common network, if there is one."""
+    """One clone that was made, the seconds of each phase, and its place in the common network, if there is one.
+
+    One of a guest that nothing can be asked of is neither ``proven`` nor has it an identity of its own.
+    """
 
     name: str
     phases: dict[str, float]
     place: Lan | None = None
+    proven: bool = True
 
 
 def require_memory(count: int, ram: Size) -> None:
@@ -192,8 +196,11 @@ def _clone(
         temporary=True,
         lan=place,
     )
+    footing = snapshots.footing_of(manifest, folder, record.disks)
+    # A disk that the box had then and has no more is the clone's, too: its memory knows it.
+    clone = replace(clone, disks={name: record.disks.get(name, one) for name, one in footing.disks.items() if name})
     definition = making.with_parts(site, clone, DomainXml.read(folder.definition))
-    making.make(site, clone, definition, disk=folder.layer(manifest.layer), keys_of=folder, new_host_key=new_host_key)
+    making.make(site, clone, definition, footing=footing, keys_of=folder, new_host_key=new_host_key)
     address = None
     if network.is_shared(clone):
         address = network.keep_address(site, clone)
@@ -214,6 +221,8 @@ def _clone(
     )
     attach(domain, clone)
     watch.lap("start")
+    if not manifest.token:
+        return Forked(name=name, phases=watch.phases, proven=False)
     identity = CloneIdentity(host_name=clone.host_name, machine_id=clone.machine_id)
     proof = life.prove(domain, own, new_token(), identity)
     if proof.token != manifest.token:

@@ -114,9 +114,11 @@ def _keys(site: Site, record: BoxRecord, folder: BoxFolder) -> None:  # noqa: AR
 
 
 def _disk(site: Site, record: BoxRecord, folder: BoxFolder) -> None:  # noqa: ARG001
-    disks.chain(folder.overlay)
-    if not Path(record.base).exists():
-        raise StateError(f"The base '{record.base}' is missing: the box cannot be reset.")
+    for disk in folder.disks:
+        disks.chain(folder.overlay_of(disk))
+    for base in (Path(record.base), *(one.path for one in record.disks.values())):
+        if not base.exists():
+            raise StateError(f"The base '{base}' is missing: the box cannot be reset.")
 
 
 def _origin(site: Site, record: BoxRecord, folder: BoxFolder) -> None:  # noqa: ARG001
@@ -130,4 +132,5 @@ def _snapshot(folder: BoxFolder, name: str) -> None:
     manifest = snapshots.Manifest.read(snapshot)
     snapshots.require_whole(folder, manifest)
     DomainXml.read(snapshot.definition)
-    disks.chain(folder.layer(manifest.layer))
+    for disk in manifest.disks:
+        disks.chain(folder.layer(manifest.layer, disk))

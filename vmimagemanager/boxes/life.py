@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 from vmimagemanager import disks, keys, snapshots
-from vmimagemanager.boxes import network
+from vmimagemanager.boxes import making, network
 from vmimagemanager.boxes.define import ensure_defined
-from vmimagemanager.boxes.reach import HOST, LOGIN, agent, attach, check_alive, console_tail, host_key
+from vmimagemanager.boxes.reach import HOST, LOGIN, agent, attach, check_alive, console_tail, host_key, runner
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
+from vmimagemanager.config import Channel
 from vmimagemanager.deadline import Deadline, Stopwatch
 from vmimagemanager.durable import translate_os_errors
 from vmimagemanager.errors import BoxError, DeadlineError, HypervisorError, ImageError
-from vmimagemanager.guest.agent import Agent
 from vmimagemanager.guest.identity import Identity, give_identity
 from vmimagemanager.guest.readiness import Readiness, wait_until_ready
 from vmimagemanager.guest.repair import CloneIdentity, Proof, new_token, plant_and_repair
-from vmimagemanager.guest.result import Channel
+from vmimagemanager.guest.result import Runner
 from vmimagemanager.hypervisor import launch
 from vmimagemanager.hypervisor.domain import Domain, DomainState
 from vmimagemanager.state import BoxFolder
@@ -54,7 +55,7 @@ class Down:
 
 
 def up(site: Site, record: BoxRecord) -> Up:
-    """Start a box unless it runs, and return when a command has run in its guest.
+    """Start a box unless it runs, and return when a command has run in its guest, or at once where none can.
 
     At the first boot the guest gets its own key, host key and machine-id through the agent.  Raises DeadlineError or
     GuestPanicError with the last console lines; the guest is left as it is, for `console` to look at.
@@ -69,15 +70,16 @@ def up(site: Site, record: BoxRecord) -> Up:
     if domain is None:
         domain = _boot(site, record, folder)
         watch.lap("start")
-    deadline = Deadline(record.settings.boot_timeout)
-    readiness = _wait(domain, folder, deadline)
+    if record.settings.channel is Channel.NONE:
+        return Up(started=started, first_boot=False, channel=Channel.NONE, system="", boot_id="", phases=watch.phases)
+    readiness = _wait(domain, record, folder)
     watch.lap("boot")
     first_boot = _make_ours(domain, record, folder, readiness)
     watch.lap("identity" if first_boot else "waiter")
     return Up(
         started=started,
         first_boot=first_boot,
-        channel=Channel.AGENT,
+        channel=record.settings.channel,
         system=readiness.system,
         boot_id=readiness.boot_id,
         phases=watch.phases,
@@ -108,14 +110,14 @@ def kill(site: Site, record: BoxRecord) -> bool:
 
 def reset(site: Site, record: BoxRecord) -> None:
     """Throw a box's disk and memory away: it is off, and back to its image; its snapshots stay."""
-    base = Path(record.base)
-    if not base.exists():
-        raise BoxError(
-            f"The box '{record.name}' cannot be reset: its base '{base}' is gone.", hint="vmimagemanager image list"
-        )
+    for base in (Path(record.base), *(one.path for one in record.disks.values())):
+        if not base.exists():
+            raise BoxError(
+                f"The box '{record.name}' cannot be reset: its base '{base}' is gone.", hint="vmimagemanager image list"
+            )
     kill(site, record)
     folder = site.state.box(record.name)
-    snapshots.stand_on(site.hypervisor, folder, base)
+    snapshots.stand_on(site.hypervisor, folder, making.bare(record))
     snapshots.sweep(folder)
 
 
@@ -124,12 +126,12 @@ def subject(site: Site, record: BoxRecord) -> snapshots.Subject:
     folder = site.state.box(record.name)
 
     def plant(domain: Domain, token: str) -> Proof:
-        return prove(domain, folder, token)
+        return prove(domain, folder, token, runner=_runner(domain, record, folder))
 
     def boot() -> Domain:
         domain = _boot(site, record, folder)
-        readiness = _wait(domain, folder, Deadline(record.settings.boot_timeout))
-        _make_ours(domain, record, folder, readiness)
+        if record.settings.channel is not Channel.NONE:
+            _make_ours(domain, record, folder, _wait(domain, record, folder))
         return domain
 
     def shut_down(domain: Domain) -> None:
@@ -145,20 +147,22 @@ def subject(site: Site, record: BoxRecord) -> snapshots.Subject:
         hypervisor=site.hypervisor,
         folder=folder,
         engines=record.settings.engines,
-        plant=plant,
+        plant=None if record.settings.channel is Channel.NONE else plant,
         boot=boot,
         shut_down=shut_down,
         attach=lambda domain: attach(domain, record),
+        bases=record.disks,
     )
 
 
 def _boot(site: Site, record: BoxRecord, folder: BoxFolder) -> Domain:
     definition = ensure_defined(site, record)
-    if disks.detect_format(folder.overlay) is None:
-        raise ImageError(
-            f"The disk '{folder.overlay}' is damaged: it is not a qcow2 image any more.",
-            hint=f"Restore a snapshot of the box, or start from its image: vmimagemanager reset {record.name}",
-        )
+    for overlay in map(folder.overlay_of, folder.disks):
+        if disks.detect_format(overlay) is None:
+            raise ImageError(
+                f"The disk '{overlay}' is damaged: it is not a qcow2 image any more.",
+                hint=f"Restore a snapshot of the box, or start from its image: vmimagemanager reset {record.name}",
+            )
     with translate_os_errors("remove", folder.console_log):
         folder.console_log.unlink(missing_ok=True)
     ram = None
@@ -189,11 +193,13 @@ def _woken(domain: Domain | None) -> Domain | None:
     return None
 
 
-def _wait(domain: Domain, folder: BoxFolder, deadline: Deadline) -> Readiness:
+def _wait(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Readiness:
+    deadline = Deadline(record.settings.boot_timeout)
     alive = partial(check_alive, domain, folder)
     try:
-        agent(domain).wait(deadline, alive)
-        return wait_until_ready(agent(domain), deadline, alive)
+        if record.settings.channel is Channel.AGENT:
+            agent(domain).wait(deadline, alive)
+        return wait_until_ready(runner(domain, record, folder), deadline, alive)
     except DeadlineError as error:
         check_alive(domain, folder)
         raise DeadlineError(
@@ -207,25 +213,40 @@ def _wait(domain: Domain, folder: BoxFolder, deadline: Deadline) -> Readiness:
 
 def _make_ours(domain: Domain, record: BoxRecord, folder: BoxFolder, readiness: Readiness) -> bool:
     """Give a guest that boots for the first time its identity, and any its waiter; return whether it was the first."""
-    first_boot = readiness.machine_id != record.machine_id
+    # Whom SSH lets in has an identity already.
+    first_boot = record.settings.channel is Channel.AGENT and readiness.machine_id != record.machine_id
     if first_boot:
         identify(domain, record, folder)
     if not domain.waiter.listens():
-        prove(domain, folder, new_token())
+        prove(domain, folder, new_token(), runner=_runner(domain, record, folder))
         if record.lan is not None:
             network.join(domain, folder, record.lan)
     return first_boot
 
 
-def prove(domain: Domain, folder: BoxFolder, token: str, identity: CloneIdentity | None = None) -> Proof:
-    """Read the token in a guest's memory and leave ``token`` in its place; repair the guest (see `guest.repair`)."""
+def prove(
+    domain: Domain,
+    folder: BoxFolder,
+    token: str,
+    identity: CloneIdentity | None = None,
+    *,
+    runner: Callable[[], Runner] | None = None,
+) -> Proof:
+    """Read the token in a guest's memory and leave ``token`` in its place; repair the guest (see `guest.repair`).
+
+    Where no process waits in the guest, ``runner`` is asked, by default its agent.
+    """
     alive = partial(check_alive, domain, folder)
 
-    def ready_agent() -> Agent:
+    def ready_agent() -> Runner:
         agent(domain).wait(Deadline(_REPAIR_LIMIT), alive, detail=lambda: console_tail(folder))
         return agent(domain)
 
-    return plant_and_repair(domain.waiter, ready_agent, token, _REPAIR_LIMIT, check=alive, identity=identity)
+    return plant_and_repair(domain.waiter, runner or ready_agent, token, _REPAIR_LIMIT, check=alive, identity=identity)
+
+
+def _runner(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Callable[[], Runner] | None:
+    return None if record.settings.channel is Channel.AGENT else lambda: runner(domain, record, folder)
 
 
 def identify(domain: Domain, record: BoxRecord, folder: BoxFolder) -> None:

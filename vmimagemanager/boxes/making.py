@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from vmimagemanager import disks, keys
+from vmimagemanager import disks, keys, snapshots
 from vmimagemanager.boxes import borrow
 from vmimagemanager.boxes.reach import HOST, LOGIN
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.durable import make_folder, publish, remove_tree, replace_file
-from vmimagemanager.hypervisor import launch
 from vmimagemanager.hypervisor.domainxml import DomainXml
-from vmimagemanager.hypervisor.parts import AGENT_CHANNEL, Boot, Parts
-from vmimagemanager.state import BoxFolder, staged_folder
+from vmimagemanager.hypervisor.parts import AGENT_CHANNEL, TPM_SOCKET, Boot, Parts
+from vmimagemanager.snapshots import Footing
+from vmimagemanager.state import FIRST_DISK, BoxFolder, staged_folder
 
 
 def with_parts(site: Site, record: BoxRecord, base: DomainXml, boot: Boot | None = None) -> DomainXml:
@@ -27,6 +28,9 @@ def with_parts(site: Site, record: BoxRecord, base: DomainXml, boot: Boot | None
         uuid=record.uuid,
         state_directory=site.state.path,
         disk=folder.overlay,
+        disks={name: folder.overlay_of(name) for name in record.disks},
+        nvram=folder.nvram,
+        tpm_socket=_tpm_socket(site, record),
         console_log=folder.console_log,
         mac=record.mac,
         network=record.settings.network,
@@ -51,9 +55,21 @@ def _sockets(site: Site, uuid: str) -> Path | None:
     return path if len(os.fsencode(path / AGENT_CHANNEL)) < 108 else None
 
 
+def bare(record: BoxRecord) -> Footing:
+    """Return what a box stands on when nothing was done to it."""
+    return Footing(disks=record.bases, nvram=Path(record.nvram) if record.nvram else None)
+
+
+def _tpm_socket(site: Site, record: BoxRecord) -> Path:
+    sockets = _sockets(site, record.uuid)
+    if sockets is None and not site.hypervisor.session:
+        sockets = Path("/run/vmimagemanager", record.uuid)
+    return (sockets or site.state.box(record.name).path) / TPM_SOCKET
+
+
 def remove_sockets(site: Site, uuid: str) -> None:
-    sockets = _sockets(site, uuid)
-    if sockets is not None:
+    sockets = _sockets(site, uuid) or Path("/run/vmimagemanager", uuid)
+    if sockets.exists():
         remove_tree(sockets)
 
 
@@ -63,31 +79,32 @@ def make(
     definition: DomainXml,
     *,
     original: DomainXml | None = None,
-    disk: Path | None = None,
+    footing: Footing | None = None,
     keys_of: BoxFolder | None = None,
     new_host_key: bool = True,
     furnish: Callable[[BoxFolder], Path] | None = None,
 ) -> None:
     """Make the folder and the domain of a new box; on failure nothing of them is left.
 
-    Its overlay stands on ``disk``, by default on its base.  Its keys are new, or those of ``keys_of``, with a new host
+    It stands on ``footing``, by default on its bases.  Its keys are new, or those of ``keys_of``, with a new host
     key nevertheless when ``new_host_key`` says so.  ``original`` is the definition that an adopted domain had.
     ``furnish`` lays further files into the folder while nobody sees it, and returns the disk among them to stand on.
     """
     target = site.state.box(record.name)
-    base = disk or Path(record.base)
+    footing = footing or bare(record)
     with staged_folder(target.path) as path:
         path.chmod(0o711)
         folder = BoxFolder(path)
         _give_keys(folder, record.name, {LOGIN: keys_of, HOST: None if new_host_key else keys_of})
         for empty in (folder.snapshots, folder.layers):
             make_folder(empty, mode=0o711)
+        base = None
         if furnish is not None:
             base = furnish(folder)
-        disks.create_overlay(folder.overlay, base, backing_format=disks.detect_format(base) or "raw")
-        if furnish is not None:
+            footing = replace(footing, disks={**footing.disks, FIRST_DISK: disks.Backing(path=base)})
+        snapshots.stand_on(site.hypervisor, folder, footing)
+        if base is not None:
             disks.rename_backing(folder.overlay, target.path / base.relative_to(path))
-        launch.give_to_qemu(site.hypervisor, folder.overlay)
         replace_file(folder.definition, definition.text().encode(), mode=0o600)
         if original is not None:
             replace_file(folder.adopted, original.text().encode(), mode=0o600)
@@ -95,7 +112,7 @@ def make(
         publish(path, target.path)
     try:
         if original is not None:
-            borrow.borrow(borrow.needed(site.hypervisor, original), target)
+            borrow.borrow(borrow.needed(site.hypervisor, borrow.files_of(original)), target)
         store(site, record, definition, target)
     except BaseException:
         _give_back(site, record.name, original)

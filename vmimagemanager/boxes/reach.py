@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 from vmimagemanager import keys
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
+from vmimagemanager.config import Channel
+from vmimagemanager.deadline import Deadline, timeout_factor
 from vmimagemanager.durable import translate_os_errors
 from vmimagemanager.errors import BoxError, GuestPanicError, GuestUnreachableError, SpaceError
 from vmimagemanager.guest.agent import Agent
 from vmimagemanager.guest.console import last_lines
+from vmimagemanager.guest.result import Result, Runner
 from vmimagemanager.guest.session import Access, Session
 from vmimagemanager.hypervisor.domain import Domain, DomainState
 from vmimagemanager.state import BoxFolder
@@ -134,9 +139,40 @@ def host_key(folder: BoxFolder) -> str:
         return path.read_text().strip()
 
 
-def open_session(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Session:
-    """Connect to the guest by SSH."""
-    limit = record.settings.ssh_timeout
+def runner(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Runner:
+    """Return what runs programs in the guest: its agent, or SSH where the box has none."""
+    return agent(domain) if record.settings.channel is Channel.AGENT else _OverSsh(domain, record, folder)
+
+
+@dataclass(frozen=True, slots=True)
+class _OverSsh:
+    """Runs each program over an SSH connection of its own."""
+
+    domain: Domain
+    record: BoxRecord
+    folder: BoxFolder
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        limit: timedelta | Deadline,
+        check: Callable[[], None] = lambda: None,
+    ) -> Result:
+        deadline = limit if isinstance(limit, Deadline) else Deadline(limit)
+        check()
+        with open_session(self.domain, self.record, self.folder, limit=_left(deadline)) as session:
+            return session.run(argv, stdin=stdin, limit=_left(deadline))
+
+
+def _left(deadline: Deadline) -> timedelta:
+    return timedelta(seconds=max(1.0, deadline.remaining / timeout_factor()))  # what takes it multiplies it again
+
+
+def open_session(domain: Domain, record: BoxRecord, folder: BoxFolder, *, limit: timedelta | None = None) -> Session:
+    """Connect to the guest by SSH, within ``limit`` or the box's ``ssh-timeout``."""
+    limit = limit or record.settings.ssh_timeout
     return Session.connect(access(domain, record, folder), limit, lambda: check_alive(domain, folder))
 
 

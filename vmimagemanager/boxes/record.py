@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from vmimagemanager import records
 from vmimagemanager.boxes.lan import Lan
 from vmimagemanager.config import BoxSettings
+from vmimagemanager.disks import Backing, detect_format
 from vmimagemanager.errors import StateError
 from vmimagemanager.hypervisor.accelerator import Accelerator
 from vmimagemanager.names import host_name
-from vmimagemanager.state import BoxFolder
+from vmimagemanager.state import FIRST_DISK, BoxFolder
 
 FORMAT = 1
 
@@ -23,6 +25,8 @@ class BoxRecord:
     """One box.
 
     ``image`` is the address of a generation (empty for an adopted domain) and ``base`` the disk that the box stands on.
+    ``disks`` is what its further disks stand on, by their names, and ``nvram`` the file that its firmware's variables
+    are copied from, or empty: libvirt makes them anew.
     ``fork_of`` is the address of the snapshot that a clone was made of, or empty; a ``temporary`` box ends with the
     process that leases it.  ``spare`` is the token in the memory of a paused clone that a pool keeps ready, or empty.
     ``lan`` is a clone's place in the common network of its fork.
@@ -40,10 +44,18 @@ class BoxRecord:
     created: datetime
     owner: str
     settings: BoxSettings
+    disks: Mapping[str, Backing] = field(default_factory=dict)
+    nvram: str = ""
     fork_of: str = ""
     temporary: bool = False
     spare: str = ""
     lan: Lan | None = None
+
+    @property
+    def bases(self) -> dict[str, Backing]:
+        """What all of its disks stand on when nothing was written to them."""
+        base = Path(self.base)
+        return {FIRST_DISK: Backing(path=base, format=detect_format(base) or "raw"), **self.disks}
 
     @property
     def machine_id(self) -> str:
@@ -75,8 +87,10 @@ class BoxRecord:
             "adopted": self.adopted,
             "created": self.created,
             "owner": self.owner,
+            "nvram": self.nvram or None,
             "fork-of": self.fork_of or None,
             "temporary": self.temporary or None,
+            "disks": {name: one.to_record() for name, one in self.disks.items()},
             "spare": self.spare or None,
             "lan": None if self.lan is None else self.lan.to_record(),
             "digests": dict(self.digests),
@@ -101,6 +115,8 @@ class BoxRecord:
                 created=record["created"],
                 owner=record["owner"],
                 digests=record["digests"],
+                disks={name: Backing.from_record(one) for name, one in record.get("disks", {}).items()},
+                nvram=record.get("nvram", ""),
                 fork_of=record.get("fork-of", ""),
                 temporary=record.get("temporary", False),
                 spare=record.get("spare", ""),

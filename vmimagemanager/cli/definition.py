@@ -26,6 +26,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _OF_ALL: tuple[Decorator, ...] = (
     click.option("--description", metavar="TEXT", help="A line for people, which 'show' prints."),
     click.option("--user", metavar="NAME", help="Who commands run as in the guest."),
+    click.option("--channel", metavar="KIND", help="What proves the guest: 'agent', 'ssh' or 'none'."),
     click.option("--engines", metavar="LIST", help="The snapshot engines that may be used: live,saved,disk."),
     click.option("--xslt", metavar="FILE", help="A stylesheet that is applied to the domain's XML."),
     click.option("--boot-timeout", metavar="DURATION", help="How long 'up' waits for the guest."),
@@ -37,6 +38,9 @@ _OF_NEW: tuple[Decorator, ...] = (
     click.option("--ram", metavar="SIZE", help="The guest's memory, such as 512M or 2G."),
     click.option("--cpus", metavar="N", type=int, help="The guest's processors."),
     click.option("--network", metavar="NET", help="'user', 'none', or 'libvirt:NAME'."),
+    click.option("--disk", "disks", metavar="SIZE", multiple=True, help="An empty disk more; repeatable."),
+    click.option("--firmware", metavar="KIND", help="What the guest is started by: 'bios' or 'uefi'."),
+    click.option("--tpm/--no-tpm", default=None, help="Give the guest a software TPM."),
     click.option("--xml", metavar="FILE", help="Your own libvirt XML to start from."),
 )
 
@@ -84,7 +88,7 @@ def define(invocation: Invocation, /, box: str, *, update: bool, **options: Any)
 def adopt(invocation: Invocation, /, box: str, **options: Any) -> None:  # noqa: ANN401 - click's values
     """Make a box of the existing libvirt domain of that name, which has to be off.
 
-    Its disk becomes the read-only base of the box and is not written to any more. 'undefine' gives the domain its own
+    Its disks become the read-only bases of the box and are not written to any more. 'undefine' gives the domain its own
     definition back.
     """
     with invocation.open() as manager:
@@ -116,7 +120,7 @@ def undefine(invocation: Invocation, boxes: tuple[str, ...], *, force: bool, yes
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
+    given = {name.replace("_", "-"): value for name, value in options.items() if value not in (None, ())}
     if "engines" in given:
         given["engines"] = [engine.strip() for engine in given["engines"].split(",")]
     return given

@@ -26,7 +26,10 @@ def image() -> None:
 @click.option("--description", metavar="TEXT", help="A line for people.")
 @click.pass_obj
 def build(invocation: Invocation, name: str, mirror: str | None, description: str | None) -> None:
-    """Build an image that has a recipe: debian-12 or debian-13. It becomes the latest generation of that name."""
+    """Build an image that has a recipe: debian-12, debian-13, or one of them with -uefi.
+
+    It becomes the latest generation of that name.
+    """
     from vmimagemanager.deadline import Stopwatch
     from vmimagemanager.report import deeds
     from vmimagemanager.report import images as report

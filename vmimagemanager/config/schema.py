@@ -123,6 +123,25 @@ def size(least: Size, most: Size) -> Parser:
     return parse
 
 
+def sizes(least: Size, most: Size) -> Parser:
+    """Return the parser of a list of sizes from ``least`` to ``most``."""
+    one = size(least, most)
+
+    def parse(value: object, spot: Spot) -> tuple[Size, ...]:
+        if not isinstance(value, list | tuple):
+            raise spot.unexpected(value, "a list of sizes in quotes, such as ['2G', '512M']")
+        return tuple(one(entry, spot.entry(number)) for number, entry in enumerate(value, 1))  # type: ignore[misc]
+
+    return parse
+
+
+def switch(value: object, spot: Spot) -> bool:
+    """Read true or false."""
+    if not isinstance(value, bool):
+        raise spot.unexpected(value, "true or false, without quotes")
+    return value
+
+
 def duration(value: object, spot: Spot) -> timedelta:
     """Read a duration that is longer than nothing."""
     return _duration(value, spot, least=timedelta(milliseconds=1))

@@ -44,6 +44,21 @@ class Engine(StrEnum):
     DISK = "disk"
 
 
+class Channel(StrEnum):
+    """What a guest is asked through, to prove that it is up and what it is."""
+
+    AGENT = "agent"
+    SSH = "ssh"
+    NONE = "none"
+
+
+class Firmware(StrEnum):
+    """What a guest is started by."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
 class Accelerator(StrEnum):
     """What runs the guest's instructions."""
 
@@ -77,6 +92,10 @@ class BoxSettings:
     cpus: int = 1
     network: str = "user"
     user: str = "root"
+    channel: Channel = Channel.AGENT
+    disks: tuple[Size, ...] = ()
+    firmware: Firmware = Firmware.BIOS
+    tpm: bool = False
     engines: tuple[Engine, ...] = tuple(Engine)
     xml: Path | None = None
     xslt: Path | None = None
@@ -136,6 +155,10 @@ BOX_KEYS: schema.Keys = {
     "cpus": schema.integer(1, 64),
     "network": schema.network,
     "user": schema.user,
+    "channel": schema.choice(Channel),
+    "disks": schema.sizes(Size(1 << 20), Size(16 << 40)),
+    "firmware": schema.choice(Firmware),
+    "tpm": schema.switch,
     "engines": schema.choices(Engine),
     "xml": schema.path,
     "xslt": schema.path,

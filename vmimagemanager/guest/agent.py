@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
+from vmimagemanager.config import Channel
 from vmimagemanager.deadline import Deadline, Stopwatch
 from vmimagemanager.errors import GuestError, GuestUnreachableError
-from vmimagemanager.guest.result import Channel, Result
+from vmimagemanager.guest.result import Result
 
 _ANSWER = timedelta(seconds=5)
 _POLL = 0.01

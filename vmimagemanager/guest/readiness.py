@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vmimagemanager.deadline import Deadline
 from vmimagemanager.errors import GuestError
-from vmimagemanager.guest.agent import Agent
+from vmimagemanager.guest.result import Runner
 
 # Waits for what tells that a boot is over: nobody is refused any more, cloud-init is through, systemd's queue is empty.
 _SCRIPT = """
@@ -28,12 +28,12 @@ class Readiness:
     system: str
 
 
-def wait_until_ready(agent: Agent, deadline: Deadline, check: Callable[[], None]) -> Readiness:
+def wait_until_ready(runner: Runner, deadline: Deadline, check: Callable[[], None]) -> Readiness:
     """Return when the guest has booted and a command has run in it; ``check`` raises when there is no more hope.
 
     Raises GuestError when the answer makes no sense, DeadlineError when the time is up.
     """
-    result = agent.run(["/bin/sh", "-c", _SCRIPT], limit=deadline, check=check)
+    result = runner.run(["/bin/sh", "-c", _SCRIPT], limit=deadline, check=check)
     lines = result.text.split()
     if result.status != 0 or len(lines) != 3:
         raise GuestError(f"The guest's readiness cannot be told: {result.stderr.decode('utf-8', 'replace').strip()}.")

@@ -23,12 +23,13 @@ from typing import Protocol
 
 from vmimagemanager.deadline import Deadline, Stopwatch
 from vmimagemanager.errors import DeadlineError, GuestError, GuestUnreachableError, HypervisorError
-from vmimagemanager.guest.agent import Agent
+from vmimagemanager.guest.result import Runner
 
 _log = logging.getLogger(__name__)
 
 TOKEN_FILE = "/run/vmimagemanager-token"  # noqa: S105
 _SEED = 64
+_NOT_FOUND = 127  # a shell's status for a program that is not there
 _RESEED = 0x5207  # RNDRESEEDCRNG in linux/random.h
 _SIGIO = 29  # asm-generic/signal.h; perl-base's POSIX does not know it
 _CLOCK_SETTIME = {"x86_64": 227, "aarch64": 112, "riscv64": 112}  # asm/unistd_64.h, asm-generic/unistd.h
@@ -166,7 +167,7 @@ def new_token() -> str:
 
 def plant_and_repair(
     waiter: Waiter,
-    agent: Callable[[], Agent],
+    runner: Callable[[], Runner],
     token: str,
     limit: timedelta,
     *,
@@ -178,7 +179,7 @@ def plant_and_repair(
 
     A clone gets its ``identity``, too.
 
-    ``agent`` returns the guest's agent when it answers, and is called when there is no waiter; one is started then, for
+    ``runner`` returns what runs programs in the guest, and is called when there is no waiter; one is started then, for
     the next time.  Without perl in the guest it is sh, which can set the clock but not make the kernel use the seed at
     once: the proof says so.  ``check`` raises when there is no more hope; GuestError says that the answer makes no
     sense.
@@ -190,7 +191,9 @@ def plant_and_repair(
         return words if identity is None else f"{words} {identity.host_name} {identity.machine_id}"
 
     def run(argv: list[str]) -> str:
-        result = agent().run(argv, stdin=f"{line()}\n".encode(), limit=limit, check=check)
+        result = runner().run(argv, stdin=f"{line()}\n".encode(), limit=limit, check=check)
+        if result.status == _NOT_FOUND:
+            raise GuestError(f"Failed to execute '{argv[0]}'.")
         if result.status != 0:
             raise GuestError(
                 "The guest could not be proven and repaired.", detail=result.stderr.decode("utf-8", "replace").strip()
@@ -200,7 +203,7 @@ def plant_and_repair(
     try:
         answer = _asked(waiter, line(), token, check)
     except (DeadlineError, GuestUnreachableError, HypervisorError) as error:
-        _log.debug("no waiter answers, asking the agent: %s", error)
+        _log.debug("no waiter answers, asking the guest: %s", error)
         try:
             answer = run(["/usr/bin/perl", "-e", _PERL, waiter.name])
         except GuestError as refusal:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from datetime import timedelta
+from typing import Protocol
 
+from vmimagemanager.config import Channel
+from vmimagemanager.deadline import Deadline
 from vmimagemanager.errors import CommandFailedError
 
 
-class Channel(StrEnum):
-    SSH = "ssh"
-    AGENT = "agent"
+class Runner(Protocol):
+    """Something that runs programs in a guest: its agent, or an SSH connection."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        limit: timedelta | Deadline,
+        check: Callable[[], None] = lambda: None,
+    ) -> Result:
+        """Run a program to its end; ``check`` raises when there is no more hope."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,10 @@ from typing import BinaryIO
 
 import paramiko
 
+from vmimagemanager.config import Channel
 from vmimagemanager.deadline import Deadline
 from vmimagemanager.errors import DeadlineError, GuestError, GuestUnreachableError, HostKeyError, HypervisorError
-from vmimagemanager.guest.result import Channel, Result
+from vmimagemanager.guest.result import Result
 
 # The cheapest good algorithms: under emulation the key exchange is most of a connection's time.
 _CIPHERS = ("aes128-ctr", "aes128-gcm@openssh.com", "aes256-ctr")

@@ -126,6 +126,13 @@ class Domain:
         with translated(f"save '{self.name}'"):
             self._domain.saveFlags(str(target), definition.text(), libvirt.VIR_DOMAIN_SAVE_RUNNING)
 
+    def migration_refusal(self) -> str | None:
+        """Return the sentence that names the devices for which QEMU refuses to migrate the guest, or None."""
+        blockers = self.monitor.migration_blockers()
+        if not blockers:
+            return None
+        return f"QEMU cannot migrate the guest: {'; '.join(self.definition(live=True).describe_blockers(blockers))}."
+
     def agent_command(self, text: str, limit: timedelta) -> str:
         """Send one JSON command to the guest agent and return its JSON answer.
 

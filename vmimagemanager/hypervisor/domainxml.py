@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from lxml import etree
 
 from vmimagemanager.errors import ConfigError
-from vmimagemanager.hypervisor import lancard, ramfile, xmltree
+from vmimagemanager.hypervisor import lancard, ramfile, unmovable, xmltree
 from vmimagemanager.hypervisor.accelerator import Accelerator
 from vmimagemanager.hypervisor.lancard import LanCard
-from vmimagemanager.hypervisor.parts import OURS, Boot, Parts, lay_over
+from vmimagemanager.hypervisor.parts import OURS, TPM_SOCKET, Boot, Parts, add_disks, further_disks, lay_over
 from vmimagemanager.hypervisor.qemuline import QEMU
 from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.hypervisor.xmltree import child, replace
@@ -130,6 +131,30 @@ class DomainXml:
         """Lay our name, disk, network, console, channels and metadata over the domain."""
         root = self._copy()
         lay_over(root, parts)
+        return DomainXml(root)
+
+    def with_disks(self, files: Sequence[Path]) -> DomainXml:
+        """Add disks, which are qcow2 files, under the first names that are free."""
+        root = self._copy()
+        add_disks(root, files)
+        return DomainXml(root)
+
+    def with_uefi(self) -> DomainXml:
+        """Start the guest by a UEFI firmware that libvirt chooses, unless its XML chooses a firmware itself."""
+        root = self._copy()
+        system = root.find("os")
+        if system is not None and "firmware" not in system.attrib and system.find("loader") is None:
+            system.set("firmware", "efi")
+            # Secure Boot would refuse a kernel that is booted directly.
+            child(child(system, "firmware"), "feature", name="secure-boot", enabled="no")
+        return DomainXml(root)
+
+    def with_tpm(self) -> DomainXml:
+        """Give the guest a software TPM, unless it has a TPM."""
+        root = self._copy()
+        devices = root.find("devices")
+        if devices is not None and devices.find("tpm") is None:
+            child(child(devices, "tpm", model="tpm-crb"), "backend", type="emulator", version="2.0")
         return DomainXml(root)
 
     def with_owner(self, owner: tuple[int, int] | None) -> DomainXml:
@@ -339,13 +364,50 @@ class DomainXml:
         target = self._root.find(f"devices/channel/target[@name='{name}']")
         return target is not None and target.get("state") == "connected"
 
+    @property
+    def nvram(self) -> Path | None:
+        """Return the file of the firmware's variables, if the domain names one."""
+        text = self._root.findtext("os/nvram", "").strip()
+        return Path(text) if text else None
+
+    @property
+    def tpm_kind(self) -> str | None:
+        """Return what the guest's TPM is, in libvirt's words, or None when it has none."""
+        backend = self._root.find("devices/tpm/backend")
+        return None if backend is None else backend.get("type")
+
+    @property
+    def tpm_socket(self) -> Path | None:
+        """Return the socket of the software TPM that we run for the guest, or None."""
+        source = self._root.find("devices/tpm/backend[@type='external']/source")
+        path = Path("" if source is None else source.get("path", ""))
+        return path if path.name == TPM_SOCKET else None
+
     def disks(self) -> tuple[Path, ...]:
         """Return the files of all disks that are not CD-ROMs or floppies, in their order."""
         return tuple(
             Path(source.get("file", ""))
             for disk in self._root.iterfind("devices/disk")
-            if disk.get("device", "disk") == "disk" and (source := disk.find("source")) is not None
+            if disk.get("device", "disk") == "disk" and (source := disk.find("source[@file]")) is not None
         )
+
+    def further_disks(self) -> dict[str, tuple[Path, str]]:
+        """Return the disks that the guest can write to, but for the first one, by their targets: files and formats.
+
+        Raises ConfigError for one that is no file: its content could belong to no snapshot.
+        """
+        found = {}
+        for disk in further_disks(self._root):
+            target, source, driver = disk.find("target"), disk.find("source"), disk.find("driver")
+            name = "" if target is None else target.get("dev", "")
+            path = None if source is None else source.get("file")
+            if disk.get("type") != "file" or not path or not name.isalnum():
+                raise ConfigError(
+                    f"The disk '{name}' of the domain XML could belong to no snapshot: expected a file.",
+                    hint="Make it <readonly/>, or a file: <disk type='file' device='disk'>.",
+                )
+            found[name] = Path(path), "raw" if driver is None else driver.get("type", "raw")
+        return found
 
     @property
     def host_files(self) -> tuple[Path, ...]:
@@ -361,6 +423,10 @@ class DomainXml:
         """Return the kernel and the initrd that the domain boots directly, where it does."""
         found = (self._root.findtext(f"os/{tag}") for tag in ("kernel", "initrd"))
         return tuple(Path(text) for text in found if text)
+
+    def describe_blockers(self, blockers: Sequence[str]) -> tuple[str, ...]:
+        """Return QEMU's reasons against a migration with the devices that they speak of."""
+        return unmovable.describe(self._root, blockers)
 
     @property
     def boot(self) -> Boot:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 from vmimagemanager.durable import allocate, make_folder, translate_os_errors
 from vmimagemanager.errors import HypervisorError
-from vmimagemanager.hypervisor import devicestate
+from vmimagemanager.hypervisor import devicestate, tpm
 from vmimagemanager.hypervisor.connection import Hypervisor
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.ramfile import RamFile
+from vmimagemanager.state import StateDirectory
 
 _log = logging.getLogger(__name__)
 
@@ -70,13 +73,31 @@ def give_to_qemu(hypervisor: Hypervisor, path: Path) -> None:
             os.chown(path, *hypervisor.host.qemu_owner)
 
 
-def _start(hypervisor: Hypervisor, definition: DomainXml, *, paused: bool) -> Domain:
+@contextmanager
+def surroundings(hypervisor: Hypervisor, definition: DomainXml) -> Iterator[None]:
+    """Make what a guest needs beside libvirt, for a block that starts it: folders for its sockets, its software TPM."""
     if hypervisor.session:  # a run-time folder lasts until its user logs out
         for socket in definition.channel_sockets:
             make_folder(socket.parent, mode=0o700)
+    at, ownership = definition.tpm_socket, definition.ownership
+    if at is None or ownership is None:
+        yield
+        return
+    folder = StateDirectory(Path(ownership.state_directory)).box(ownership.box)
+    tpm.start(folder.tpm, at, None if hypervisor.session else hypervisor.host.qemu_owner)
     try:
-        return hypervisor.start(definition.with_quick_start(), paused=paused)
+        yield
+    except BaseException:
+        tpm.end(at)
+        raise
+
+
+def _start(hypervisor: Hypervisor, definition: DomainXml, *, paused: bool) -> Domain:
+    try:
+        with surroundings(hypervisor, definition):
+            return hypervisor.start(definition.with_quick_start(), paused=paused)
     except HypervisorError as error:
         # Not every libvirt can do without the capability that the quick start leaves out.
         _log.debug("the quick start failed, trying the plain one: %s", error)
-        return hypervisor.start(definition, paused=paused)
+        with surroundings(hypervisor, definition):
+            return hypervisor.start(definition, paused=paused)

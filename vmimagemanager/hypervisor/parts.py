@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ OURS = "https://vmimagemanager/domain/1"
 FORMAT = 1
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 WAITER_CHANNEL = "org.vmimagemanager.0"
+TPM_SOCKET = "vmimagemanager-tpm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,9 @@ class Boot:
 class Parts:
     """What is ours in every domain, and is laid over whatever the domain was built from.
 
-    Without a folder for the ``sockets`` of its channels libvirt chooses where they lie.
+    ``disk`` becomes the first disk, and ``disks`` those of these names.  The variables of a UEFI firmware are kept in
+    ``nvram``, and a software TPM listens at ``tpm_socket``.  Without a folder for its channels' ``sockets`` libvirt
+    chooses where they lie.
     """
 
     name: str
@@ -44,6 +49,9 @@ class Parts:
     mac: str
     network: str
     boot: Boot
+    disks: Mapping[str, Path] = field(default_factory=dict)
+    nvram: Path | None = None
+    tpm_socket: Path | None = None
     sockets: Path | None = None
 
 
@@ -53,11 +61,15 @@ def lay_over(root: Element, parts: Parts) -> None:
         replace(root, tag, text)
     _lay_metadata(root, parts)
     _lay_boot(root, parts.boot)
+    if parts.nvram is not None:
+        _lay_nvram(root, parts.nvram)
     devices = root.find("devices")
     if devices is None:
         devices = child(root, "devices")
-    _lay_disk(devices, parts.disk)
+    _lay_disks(devices, parts)
     _lay_network(devices, parts)
+    if parts.tpm_socket is not None:
+        _lay_tpm(devices, parts.tpm_socket)
     _lay_console(devices, parts.console_log)
     for name in (AGENT_CHANNEL, WAITER_CHANNEL):
         _lay_channel(devices, name, None if parts.sockets is None else parts.sockets / name)
@@ -85,16 +97,83 @@ def _lay_boot(root: Element, boot: Boot) -> None:
         replace(system, tag, str(text) if text else None)
 
 
-def _lay_disk(devices: Element, disk: Path) -> None:
-    existing = [one for one in devices.iterfind("disk") if one.get("device", "disk") == "disk"]
-    if existing:
-        ours = existing[0]
-        for tag in ("source", "driver", "backingStore", "readonly", "shareable", "transient", "auth"):
-            for old in ours.findall(tag):
-                ours.remove(old)
-    else:
-        ours = child(devices, "disk", device="disk")
-        child(ours, "target", dev="vda", bus="virtio")
+def _lay_nvram(root: Element, path: Path) -> None:
+    system, loader = root.find("os"), root.find("os/loader")
+    if system is None or (loader is not None and loader.get("stateless") == "yes"):
+        return
+    if system.get("firmware") != "efi" and (loader is None or loader.get("type") != "pflash"):
+        return
+    old = system.find("nvram")
+    ours = child(system, "nvram", str(path))
+    if old is not None:
+        system.remove(old)
+        if old.get("template") and system.get("firmware") != "efi":
+            ours.set("template", old.get("template", ""))
+
+
+def _lay_tpm(devices: Element, socket: Path) -> None:
+    backend = devices.find("tpm/backend")
+    if backend is None or backend.get("type") not in ("emulator", "external"):
+        return
+    source = backend.find("source")
+    if backend.get("type") == "external" and Path("" if source is None else source.get("path", "")).name != TPM_SOCKET:
+        return  # theirs, run by themselves
+    if backend.get("version", "2.0") != "2.0" or backend.find("encryption") is not None:
+        raise ConfigError("The TPM of the domain XML cannot be kept: expected version 2.0, without encryption.")
+    tpm = backend.getparent()
+    assert tpm is not None
+    tpm.remove(backend)
+    # libvirt's own emulator keeps its state where only root can copy it, and does not let QEMU in to it where it runs
+    # QEMU under a static label.
+    child(child(tpm, "backend", type="external"), "source", type="unix", mode="connect", path=str(socket))
+
+
+def further_disks(root: Element) -> list[Element]:
+    """Return the disks that a guest can write to, but for the first disk, which becomes ours whatever it is."""
+    kinds = [(disk.get("device", "disk"), disk) for disk in root.iterfind("devices/disk")]
+    first = next((disk for kind, disk in kinds if kind == "disk"), None)
+    return [
+        disk for kind, disk in kinds if kind in ("disk", "lun") and disk is not first and disk.find("readonly") is None
+    ]
+
+
+def add_disks(root: Element, files: Sequence[Path]) -> None:
+    """Add a disk to the domain for each qcow2 file, under the first names that are free, in place."""
+    devices = root.find("devices")
+    if devices is None:
+        devices = child(root, "devices")
+    _first_disk(devices)
+    taken = {target.get("dev") for target in root.iterfind("devices/disk/target")}
+    free = (name for letter in string.ascii_lowercase if (name := f"vd{letter}") not in taken)
+    for file, name in zip(files, free, strict=False):
+        disk = child(devices, "disk", type="file", device="disk")
+        child(disk, "driver", name="qemu", type="qcow2")
+        child(disk, "source", file=str(file))
+        child(disk, "target", dev=name, bus="virtio")
+
+
+def _first_disk(devices: Element) -> Element:
+    first = next((disk for disk in devices.iterfind("disk") if disk.get("device", "disk") == "disk"), None)
+    if first is None:
+        first = child(devices, "disk", device="disk")
+        child(first, "target", dev="vda", bus="virtio")
+    return first
+
+
+def _lay_disks(devices: Element, parts: Parts) -> None:
+    first = _first_disk(devices)
+    _lay_disk(first, parts.disk)
+    for disk in devices.iterfind("disk"):
+        target = disk.find("target")
+        name = "" if target is None else target.get("dev", "")
+        if disk is not first and name in parts.disks:
+            _lay_disk(disk, parts.disks[name])
+
+
+def _lay_disk(ours: Element, disk: Path) -> None:
+    for tag in ("source", "driver", "backingStore", "readonly", "shareable", "transient", "auth"):
+        for old in ours.findall(tag):
+            ours.remove(old)
     ours.set("type", "file")
     # A test box is thrown away, not recovered after a power cut: the host's page cache is safe enough, and fastest.
     ours.insert(0, element("driver", name="qemu", type="qcow2", cache="unsafe", discard="unmap"))

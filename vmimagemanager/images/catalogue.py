@@ -10,11 +10,12 @@ from vmimagemanager.errors import ImageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A name, and the Debian suite that is built under it."""
+    """A name, and the Debian suite that is built under it; with ``uefi`` its disk has a boot loader of its own."""
 
     name: str
     suite: str
     description: str
+    uefi: bool = False
 
 
 RECIPES = {
@@ -22,6 +23,8 @@ RECIPES = {
     for recipe in (
         Recipe(name="debian-12", suite="bookworm", description="Debian 12, small, with sshd and the guest agent"),
         Recipe(name="debian-13", suite="trixie", description="Debian 13, small, with sshd and the guest agent"),
+        Recipe(name="debian-12-uefi", suite="bookworm", description="Debian 12, small, with a boot loader", uefi=True),
+        Recipe(name="debian-13-uefi", suite="trixie", description="Debian 13, small, with a boot loader", uefi=True),
     )
 }
 

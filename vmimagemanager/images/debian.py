@@ -22,7 +22,7 @@ from vmimagemanager import disks, process
 from vmimagemanager.deadline import Deadline, Stopwatch
 from vmimagemanager.durable import remove_tree, require_space, translate_os_errors
 from vmimagemanager.errors import DeadlineError, ImageError, SpaceError, StateError, ToolError
-from vmimagemanager.images import layout, userns
+from vmimagemanager.images import bootable, layout, userns
 from vmimagemanager.images.catalogue import Recipe
 from vmimagemanager.images.stage import reachable_folder
 from vmimagemanager.progress import Progress
@@ -36,7 +36,8 @@ _INSTALL_LIMIT = timedelta(minutes=30)
 _LIMIT = timedelta(minutes=10)
 _REMOVAL_LIMIT = timedelta(seconds=5)
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_FILE_SYSTEM = ("-t", "ext4", "-L", layout.LABEL, "-m", "1", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard")
+_FILE_SYSTEM = ("-t", "ext4", "-L", layout.LABEL, "-m", "1")
+_EXTENDED = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +45,8 @@ class Built:
     """The files that a build made in its stage, and what is installed in them."""
 
     disk: Path
-    kernel: Path
-    initrd: Path
+    kernel: Path | None
+    initrd: Path | None
     packages: dict[str, str]
 
 
@@ -68,11 +69,13 @@ def build(recipe: Recipe, stage: Path, *, mirror: str | None, progress: Progress
     progress("reading kernel and initrd", 0.7)
     kernel, initrd, packages = _take_out(tar, stage)
     with translate_os_errors("write", tar), tarfile.open(tar, "a") as archive:
-        layout.add(archive, layout.SYSTEM)
+        layout.add(archive, layout.on_partition(layout.SYSTEM) if recipe.uefi else layout.SYSTEM)
     _log.info("laid the configuration into the tree in %.1f s", watch.lap("seal"))
 
     progress("filling the file system", 0.75)
-    raw = _fill_file_system(tar, stage)
+    raw = _fill_file_system(tar, stage, uefi=recipe.uefi)
+    if recipe.uefi:
+        bootable.install_loader(raw, stage, kernel=kernel, initrd=initrd, command_line=layout.UEFI_COMMAND_LINE)
     _log.info("filled the file system in %.1f s", watch.lap("fill"))
 
     progress("writing the disk image", 0.85)
@@ -80,6 +83,8 @@ def build(recipe: Recipe, stage: Path, *, mirror: str | None, progress: Progress
     disks.convert(raw, disk, source_format="raw")
     raw.unlink()
     _log.info("wrote the disk image in %.1f s", watch.lap("convert"))
+    if recipe.uefi:
+        return Built(disk=disk, kernel=None, initrd=None, packages=packages)
     return Built(disk=disk, kernel=kernel, initrd=initrd, packages=packages)
 
 
@@ -107,7 +112,11 @@ def _require_tools(recipe: Recipe) -> None:
     needed = {"mmdebstrap": "mmdebstrap", "mkfs.ext4": "e2fsprogs", "tar": "tar", "qemu-img": "qemu-utils"}
     if os.geteuid() != 0:
         needed |= {"fakeroot": "fakeroot", "newuidmap": "uidmap"}
+    if recipe.uefi:
+        needed |= bootable.TOOLS
     missing = sorted({package for program, package in needed.items() if process.find(program) is None})
+    if recipe.uefi and not bootable.LOADER.exists():
+        missing.append(bootable.LOADER_PACKAGE)
     if not _KEYRING.exists():
         missing.append("debian-archive-keyring")
     if missing:
@@ -122,7 +131,7 @@ def _install(recipe: Recipe, stage: Path, mirror: str | None) -> Path:
     if mirror is not None and mirror.startswith("-"):
         raise ImageError(f"'{mirror}' is not a mirror: expected an address such as http://archive.example/debian.")
     with translate_os_errors("write", early), tarfile.open(early, "w") as archive:
-        layout.add(archive, layout.INITRAMFS)
+        layout.add(archive, layout.on_partition(layout.INITRAMFS) if recipe.uefi else layout.INITRAMFS)
     argv: list[str | Path] = [
         # If we are killed, setpriv has timeout told, and timeout tells the whole group: mmdebstrap alone would go on.
         *("setpriv", "--pdeathsig", "TERM", "--"),
@@ -190,12 +199,16 @@ def installed_packages(status: str) -> dict[str, str]:
     return dict(sorted(packages.items()))
 
 
-def _fill_file_system(tar: Path, stage: Path) -> Path:
+def _fill_file_system(tar: Path, stage: Path, *, uefi: bool) -> Path:
     tree, raw, owners = stage / "tree", stage / "disk.raw", stage / "owners"
     with translate_os_errors("make the file system", raw):
         tree.mkdir()
         with raw.open("wb") as stream:
             stream.truncate(DISK_SIZE.bytes)
+    extended = _EXTENDED
+    if uefi:
+        bootable.make(raw, DISK_SIZE)
+        extended += f",offset={bootable.SYSTEM_OFFSET.bytes}"
     unpack: list[str | Path] = [
         process.require("tar", package="tar"),
         "--extract",
@@ -209,7 +222,8 @@ def _fill_file_system(tar: Path, stage: Path) -> Path:
         f"--directory={tree}",
     ]
     mkfs = process.require("mkfs.ext4", package="e2fsprogs")
-    fill: list[str | Path] = [mkfs, "-q", "-F", *_FILE_SYSTEM, "-d", tree, raw]
+    size = f"{DISK_SIZE.bytes // 1024}k"
+    fill: list[str | Path] = [mkfs, "-q", "-F", *_FILE_SYSTEM, "-E", extended, "-d", tree, raw, size]
     # fakeroot remembers owners from the one program to the other.  It is a shell script that does not quote the name of
     # its file, which is therefore given without its folder.
     fakeroot: list[str | Path] = []

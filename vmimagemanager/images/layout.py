@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 LABEL = "vmim-root"
 COMMAND_LINE = "root=/dev/vda rw console=ttyS0"
+UEFI_COMMAND_LINE = COMMAND_LINE.replace("vda", "vda2")
 # Without libpam-systemd, a first SSH session starts no systemd of the user's own: 2 s under emulation.
 PACKAGES = (
     "systemd",
@@ -145,6 +146,11 @@ SYSTEM: Entries = {
     "etc/systemd/system/sockets.target.wants/systemd-networkd.socket": Link(f"{_UNITS}/systemd-networkd.socket"),
     **{f"etc/systemd/system/{unit}": Link("/dev/null") for unit in _MASKED},
 }
+
+
+def on_partition(entries: Entries) -> Entries:
+    """Return the entries for a system that is in the second partition of its disk."""
+    return {**entries, "etc/fstab": _FSTAB.replace("vda", "vda2")}
 
 
 def add(archive: tarfile.TarFile, entries: Entries) -> None:

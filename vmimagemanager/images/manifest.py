@@ -28,8 +28,8 @@ class Image:
     """One generation of a base image; its files are read-only and shared by all boxes that are made of it.
 
     ``digests`` holds the SHA-512 of each file by its role: disk, and kernel and initrd where the box is started with
-    them directly.  ``agent`` says that a QEMU guest agent is in it, ``user`` whom to log in as.  ``packages`` maps
-    installed packages to versions, as far as known.
+    them directly; ``firmware`` is what the disk's own boot loader needs.  ``agent`` says that a QEMU guest agent is in
+    it, ``user`` whom to log in as.  ``packages`` maps installed packages to versions, as far as known.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Image:
     kernel: Path | None = None
     initrd: Path | None = None
     command_line: str = ""
+    firmware: str = "bios"
     agent: bool = False
     user: str = "root"
     digests: Mapping[str, str] = field(hash=False)
@@ -90,6 +91,7 @@ def write(folder: Path, image: Image) -> None:
         "disk_format": image.disk_format,
         "disk_size": image.disk_size.bytes,
         "command_line": image.command_line,
+        "firmware": image.firmware,
         "agent": image.agent,
         "user": image.user,
         "digests": dict(image.digests),
@@ -116,6 +118,7 @@ def read(folder: Path, blob: Callable[[str], Path]) -> Image:
             kernel=blob(digests["kernel"]) if "kernel" in digests else None,
             initrd=blob(digests["initrd"]) if "initrd" in digests else None,
             command_line=_expect(record, "command_line", str),
+            firmware=str(record.get("firmware", "bios")),
             agent=_expect(record, "agent", bool),
             user=_expect(record, "user", str),
             digests=digests,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vmimagemanager.config import Engine
+from vmimagemanager.config import Channel, Engine
 
 if TYPE_CHECKING:
     from vmimagemanager.boxes.define import Changed
@@ -26,8 +26,9 @@ def phases(durations: Mapping[str, float]) -> str:
 def up_lines(title: str, up: Up, taken: float, *, verbose: bool) -> list[str]:
     first = " (first boot)" if up.first_boot else ""
     what = f"up in {seconds(taken)}{first}" if up.started or up.first_boot else "was up already"
+    channel = up.channel if up.channel is not Channel.NONE else "not proven: nothing in the guest can be asked"
     system = f", system {up.system}" if up.system not in {"", "running"} else ""
-    return [f"{title}: {what}, {up.channel}{system}", *_details(up.phases, verbose=verbose)]
+    return [f"{title}: {what}, {channel}{system}", *_details(up.phases, verbose=verbose)]
 
 
 def up_document(up: Up) -> dict[str, Any]:
@@ -71,8 +72,10 @@ def restored_lines(title: str, restored: Restored, time: float, *, verbose: bool
         state = "off, as it was"
     elif restored.proven:
         state = "proven"
-    else:
+    elif restored.engine is Engine.DISK:
         state = "booted"
+    else:
+        state = "not proven: nothing in the guest could be asked"
     head = f"{title}: restored {restored.engine} in {seconds(time)}, {state}"
     return [head, *_reasons(restored.engine, restored.why_not), *_details(restored.phases, verbose=verbose)]
 

@@ -21,7 +21,8 @@ def lines(
     shown = []
     for forked in made:
         ssh = ports[forked.name]
-        line = f"{forked.name}: running, proven" + (f", SSH on {ssh[0]}, port {ssh[1]}" if ssh else "")
+        proven = "proven" if forked.proven else "not proven"
+        line = f"{forked.name}: running, {proven}" + (f", SSH on {ssh[0]}, port {ssh[1]}" if ssh else "")
         shown.append(line + (f", {forked.place.address} in the common network" if forked.place else ""))
         if verbose:
             shown.append(f"  {phases(forked.phases)}")
@@ -33,6 +34,7 @@ def document(forked: Forked, ssh: Ssh) -> dict[str, Any]:
     """Return a clone for JSON."""
     return {
         "name": forked.name,
+        "proven": forked.proven,
         "ssh": None if ssh is None else {"host": ssh[0], "port": ssh[1]},
         "lan": None
         if forked.place is None

@@ -34,6 +34,7 @@ def lines(image: Image) -> list[str]:
         ("disk", f"{image.disk_size}, {on_disk(image).human()} on the host"),
         ("user", image.user),
         ("agent", "yes" if image.agent else "no"),
+        ("firmware", image.firmware),
         ("command line", image.command_line or "none: it boots from its disk"),
         *((f"{role} file", str(path)) for role, path in image.files.items()),
     ]
@@ -58,6 +59,7 @@ def document(image: Image) -> dict[str, Any]:
         "on_disk": on_disk(image).bytes,
         "agent": image.agent,
         "user": image.user,
+        "firmware": image.firmware,
         "command_line": image.command_line,
         "files": {role: str(path) for role, path in image.files.items()},
         "digests": dict(image.digests),

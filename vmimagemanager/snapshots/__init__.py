@@ -2,13 +2,15 @@
 
 from vmimagemanager.snapshots.catalogue import Snapshot, find, listing, names, standing_on, sweep, tree
 from vmimagemanager.snapshots.interrupted import leftovers, settle
-from vmimagemanager.snapshots.layers import stand_on
+from vmimagemanager.snapshots.layers import Footing, add_disks, stand_on
 from vmimagemanager.snapshots.manifest import Manifest
 from vmimagemanager.snapshots.store import (
     Restored,
     Taken,
+    footing_of,
     hindrances,
     remove,
+    require_engine,
     require_platform,
     require_whole,
     restore,
@@ -18,17 +20,21 @@ from vmimagemanager.snapshots.subject import STATE_LIMIT, Subject
 
 __all__ = [
     "STATE_LIMIT",
+    "Footing",
     "Manifest",
     "Restored",
     "Snapshot",
     "Subject",
     "Taken",
+    "add_disks",
     "find",
+    "footing_of",
     "hindrances",
     "leftovers",
     "listing",
     "names",
     "remove",
+    "require_engine",
     "require_platform",
     "require_whole",
     "restore",

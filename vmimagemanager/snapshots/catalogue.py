@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,15 +68,17 @@ def tree(folder: BoxFolder) -> tuple[Snapshot, ...]:
     """Return a box's snapshots, each before those that stand on it, and those of one parent by their age."""
     manifests = listing(folder)
     by_layer = {folder.layer(manifest.layer): manifest.name for manifest in manifests}
-    chains = {manifest.name: _chain(folder.layer(manifest.layer)) for manifest in manifests}
-    users = Counter(link for chain in (*chains.values(), _chain(folder.overlay)) for link in chain)
+    chains = {manifest.name: _chains(_layers(folder, manifest)) for manifest in manifests}
+    users = Counter(
+        link for links in (*chains.values(), _chains(map(folder.overlay_of, folder.disks))) for link in links
+    )
     children: dict[str, list[Snapshot]] = {}
     for manifest in manifests:
-        layer, *below = chains[manifest.name]
-        parent = next((by_layer[link] for link in below if link in by_layer), "")
-        is_own = users[layer] == 1
-        own = occupied(folder.snapshot(manifest.name).path).bytes + (occupied(layer).bytes if is_own else 0)
-        shared = sum(occupied(link).bytes for link in (below if is_own else (layer, *below)))
+        links, frozen = chains[manifest.name], _layers(folder, manifest)
+        parent = next((by_layer[link] for link in links[1:] if link in by_layer), "")
+        its_own = {layer for layer in frozen if users[layer] == 1}
+        own = sum(occupied(path).bytes for path in (folder.snapshot(manifest.name).path, *its_own))
+        shared = sum(occupied(link).bytes for link in set(links) - its_own)
         snapshot = Snapshot(manifest=manifest, parent=parent, own=Size(own), shared=Size(shared))
         children.setdefault(parent, []).append(snapshot)
 
@@ -96,13 +99,21 @@ def standing_on(folder: BoxFolder) -> str:
 
 def unused_layers(folder: BoxFolder) -> tuple[Path, ...]:
     """Return the layers that neither the box nor a snapshot stands on."""
-    return layers.unused(folder, [manifest.layer for manifest in listing(folder)])
+    return layers.unused(folder, [layer for manifest in listing(folder) for layer in _layers(folder, manifest)])
 
 
 def sweep(folder: BoxFolder) -> None:
     """Remove the layers that neither the box nor a snapshot stands on."""
     for layer in unused_layers(folder):
         remove_tree(layer)
+
+
+def _layers(folder: BoxFolder, manifest: Manifest) -> tuple[Path, ...]:
+    return tuple(folder.layer(manifest.layer, disk) for disk in manifest.disks)
+
+
+def _chains(tops: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(link for top in tops for link in _chain(top))
 
 
 def _chain(top: Path) -> tuple[Path, ...]:

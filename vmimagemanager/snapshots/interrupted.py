@@ -17,7 +17,8 @@ _log = logging.getLogger(__name__)
 
 
 def settle(subject: Subject, domain: Domain | None) -> None:
-    """Put right what a killed process left: half a snapshot is removed, a frozen overlay replaced by a new one.
+    """Put right what a killed process left: half a snapshot is removed, frozen overlays are replaced by new ones, and a
+    restore or reset that had replaced a part of what the box stands on replaces all of it.
 
     Layers that nobody stands on stay: looking for them takes longer than a restore may.
     """
@@ -26,13 +27,18 @@ def settle(subject: Subject, domain: Domain | None) -> None:
         remove_tree(path)
     if domain is None:
         remove_tree(folder.ram)
-    layer = layers.frozen_overlay(folder)
-    if layer is not None:
+    frozen = layers.frozen_overlays(folder)
+    if not frozen and not folder.standing.exists():
+        return
+    if domain is not None and domain.active:
+        domain.end()
+    if folder.standing.exists():
+        _log.warning("a restore of '%s' was interrupted: it is put back once more", folder.name)
+        layers.stand_at_last(subject.hypervisor, folder)
+    else:
         _log.warning("a snapshot of '%s' was interrupted: the box goes on from its disk", folder.name)
-        if domain is not None and domain.active:
-            domain.end()
-        layers.stand_on(subject.hypervisor, folder, folder.layer(layer))
-        sweep(folder)
+        layers.put_in_place(layers.new_overlays(subject.hypervisor, folder, frozen), folder)
+    sweep(folder)
 
 
 def leftovers(folder: BoxFolder, *, active: bool) -> tuple[Path, ...]:
@@ -40,9 +46,11 @@ def leftovers(folder: BoxFolder, *, active: bool) -> tuple[Path, ...]:
     found = list(_staged(folder))
     if not active and folder.ram.exists():  # the host went down, and the guest with it
         found.append(folder.ram)
-    layer = layers.frozen_overlay(folder)
-    if layer is not None:
-        return (*found, folder.layer(layer))
+    if folder.standing.exists():
+        return (*found, folder.standing)
+    frozen = layers.frozen_overlays(folder)
+    if frozen:
+        return (*found, *(one.path for one in frozen.values()))
     try:
         return (*found, *unused_layers(folder))
     except (ImageError, StateError):  # what is damaged is told by `fsck`, and nothing is removed beside it
@@ -51,4 +59,4 @@ def leftovers(folder: BoxFolder, *, active: bool) -> tuple[Path, ...]:
 
 def _staged(folder: BoxFolder) -> tuple[Path, ...]:
     half_made = (path for path in folder.snapshots.glob(".*")) if folder.snapshots.is_dir() else ()
-    return (*layers.staged_overlays(folder), *half_made)
+    return (*layers.staged(folder), *half_made)

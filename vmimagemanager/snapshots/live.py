@@ -30,8 +30,7 @@ class LiveEngine:
         ram = domain.definition(live=True).ram_file
         if ram is None:
             return "The guest's memory is not in a file: it was not started by vmimagemanager."
-        blockers = domain.monitor.migration_blockers()
-        return f"QEMU cannot migrate the guest: {'; '.join(blockers)}." if blockers else None
+        return domain.migration_refusal()
 
     def take(self, subject: Subject, domain: Domain, stage: SnapshotFolder) -> None:
         definition = domain.definition(live=True)

@@ -11,7 +11,7 @@ from vmimagemanager.config import Engine
 from vmimagemanager.errors import StateError
 from vmimagemanager.snapshots.platform import Platform
 from vmimagemanager.snapshots.seal import Seal
-from vmimagemanager.state import SnapshotFolder
+from vmimagemanager.state import FIRST_DISK, SnapshotFolder
 from vmimagemanager.units import Size
 
 FORMAT = 1
@@ -28,8 +28,9 @@ _TYPES = {
 class Manifest:
     """One snapshot.
 
-    ``token`` is the value that the guest kept in its memory; ``layer`` names the frozen disk, and ``why_not`` says why
-    no better engine was used.  ``platform`` is what its memory needs, ``seals`` what its files were.
+    ``token`` is the value that the guest kept in its memory; ``layer`` names the frozen disks, which are the first one
+    and ``further_disks``, and ``why_not`` says why no better engine was used.  ``platform`` is what its memory needs,
+    ``seals`` what its files were.
     """
 
     name: str
@@ -45,6 +46,11 @@ class Manifest:
     why_not: tuple[str, ...]
     platform: Platform
     seals: Mapping[str, Seal] = field(hash=False)
+    further_disks: tuple[str, ...] = ()
+
+    @property
+    def disks(self) -> tuple[str, ...]:
+        return (FIRST_DISK, *self.further_disks)
 
     def write(self, folder: SnapshotFolder) -> None:
         record = {
@@ -59,6 +65,7 @@ class Manifest:
             "boot-id": self.boot_id,
             "ram": self.ram.bytes,
             "why-not": list(self.why_not),
+            "further-disks": list(self.further_disks),
             "platform": self.platform.to_record(),
             "files": {
                 name: {"size": one.size, "mtime-ns": one.mtime_ns, "sha512": one.sha512 or None}
@@ -85,6 +92,7 @@ class Manifest:
                 boot_id=record["boot-id"],
                 ram=Size(record["ram"]),
                 why_not=tuple(record["why-not"]),
+                further_disks=tuple(record.get("further-disks", ())),
                 platform=Platform.from_record(record.get("platform", {})),  # an older one says nothing of either
                 seals={
                     name: Seal(size=one["size"], mtime_ns=one["mtime-ns"], sha512=one.get("sha512", ""))

@@ -18,8 +18,7 @@ class SavedEngine:
     kind = Engine.SAVED
 
     def refusal(self, subject: Subject, domain: Domain) -> str | None:
-        blockers = domain.monitor.migration_blockers()
-        return f"QEMU cannot migrate the guest: {'; '.join(blockers)}." if blockers else None
+        return domain.migration_refusal()
 
     def take(self, subject: Subject, domain: Domain, stage: SnapshotFolder) -> None:
         definition = domain.portable_definition()
@@ -39,7 +38,8 @@ class SavedEngine:
         definition = self._definition(subject, DomainXml.read(snapshot.definition))
         if definition.ram_file is not None:
             launch.new_ram_file(hypervisor, folder.ram, definition)
-        hypervisor.restore(str(snapshot.saved), definition)
+        with launch.surroundings(hypervisor, definition):
+            hypervisor.restore(str(snapshot.saved), definition)
         domain = hypervisor.find(folder.name)
         if domain is None:
             raise DomainNotFoundError(f"libvirt restored the domain '{folder.name}', and it is not there.")

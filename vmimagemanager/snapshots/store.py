@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 from vmimagemanager import disks
 from vmimagemanager.config import Engine
 from vmimagemanager.deadline import Stopwatch
+from vmimagemanager.disks import Backing
 from vmimagemanager.durable import (
     fsync_path,
     make_folder,
@@ -33,16 +34,19 @@ from vmimagemanager.names import Address
 from vmimagemanager.snapshots import layers, platform, seal
 from vmimagemanager.snapshots.catalogue import find, find_or_none, sweep
 from vmimagemanager.snapshots.disk import DiskEngine
+from vmimagemanager.snapshots.layers import Footing
 from vmimagemanager.snapshots.live import LiveEngine
 from vmimagemanager.snapshots.manifest import Manifest
 from vmimagemanager.snapshots.platform import Platform
 from vmimagemanager.snapshots.saved import SavedEngine
-from vmimagemanager.snapshots.subject import GuestProof, SnapshotEngine, Subject
+from vmimagemanager.snapshots.subject import SnapshotEngine, Subject
 from vmimagemanager.state import BoxFolder, SnapshotFolder, staged_folder
 from vmimagemanager.units import Size
 
 _log = logging.getLogger(__name__)
 _ROOM = Size(16 << 20)  # a device state, an empty overlay and some records, many times over
+
+_LEFT_OUT = "The box's settings leave this engine out."
 
 _ENGINES: dict[Engine, SnapshotEngine] = {
     Engine.LIVE: LiveEngine(),
@@ -65,8 +69,8 @@ class Taken:
 class Restored:
     """A snapshot that was restored.
 
-    ``proven`` says that the guest showed the value that only the snapshot's memory holds (one that was off or had to be
-    booted has none); ``why_not`` says why a better engine was not used; ``phases`` are seconds.
+    ``proven`` says that the guest showed the value that only the snapshot's memory holds (one that was off, had to be
+    booted or cannot be asked has none); ``why_not`` says why a better engine was not used; ``phases`` are seconds.
     """
 
     name: str
@@ -97,7 +101,7 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
         definition = DomainXml.read(folder.definition) if domain is None else domain.portable_definition()
         replace_file(stage.definition, definition.text().encode(), mode=0o600)
         boot_id = ""
-        if domain is not None:
+        if domain is not None and subject.plant is not None:
             boot_id = subject.plant(domain, token).boot_id
             watch.lap("plant")
         sweep(folder)  # a restore, which has no time for it, may have left layers that nobody stands on
@@ -106,7 +110,9 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
             engine, reasons = _engine_took(subject, domain, stage)
             watch.lap("memory")
             layers.freeze(folder, layer)
-            successor = layers.new_overlay(subject.hypervisor, folder, folder.layer(layer))
+            layers.keep_firmware(folder, stage)
+            frozen = layers.layers_of(folder, layer, folder.disks)
+            successors = layers.new_overlays(subject.hypervisor, folder, frozen)
             Manifest(
                 name=name,
                 engine=engine.kind,
@@ -115,7 +121,8 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
                 description=description,
                 running=domain is not None,
                 layer=layer,
-                token=token if domain is not None and engine.kind is not Engine.DISK else "",
+                further_disks=folder.disks[1:],
+                token=token if boot_id and engine.kind is not Engine.DISK else "",
                 boot_id=boot_id,
                 ram=definition.ram,
                 why_not=reasons,
@@ -130,10 +137,22 @@ def take(subject: Subject, domain: Domain | None, name: str, *, token: str, owne
     if domain is not None:
         engine.finish(domain)
         watch.lap("end")
-    layers.put_in_place(successor, folder)
+    layers.put_in_place(successors, folder)
     if domain is not None:
         _go_on(subject, engine, name, token=token, watch=watch)
     return Taken(name=name, engine=engine.kind, why_not=reasons, phases=watch.phases)
+
+
+def require_engine(subject: Subject, domain: Domain) -> None:
+    """Raise SnapshotError when no engine that the box may use can take its guest, before anything is done to it."""
+    refusals = {kind: _ENGINES[kind].refusal(subject, domain) for kind in subject.engines}
+    if all(refusals.values()):
+        raise _no_engine(
+            subject,
+            [f"{kind}: {refusals.get(kind) or _LEFT_OUT}" for kind in _ENGINES],
+            hint="Detach what cannot be migrated (virsh detach-device; a share: unmount it in the guest), or allow the "
+            f"disk engine: vmimagemanager define --update {subject.folder.name} --engines live,saved,disk",
+        )
 
 
 def restore(
@@ -166,7 +185,8 @@ def restore(
         domain.end()
         watch.lap("end")
     remove_tree(folder.console_log)  # a panic in it would be taken for one of the guest that comes now
-    layers.stand_on(subject.hypervisor, folder, folder.layer(manifest.layer))
+    footing = footing_of(manifest, folder, subject.bases)
+    layers.stand_on(subject.hypervisor, folder, footing)
     watch.lap("overlay")
     if not manifest.running:
         return Restored(
@@ -186,17 +206,18 @@ def restore(
         _log.warning("the %s snapshot '%s' cannot be brought back, booting its disk: %s", engine, name, error)
         reasons = (*reasons, f"{engine}: {error}")
         engine = Engine.DISK
-        layers.stand_on(subject.hypervisor, folder, folder.layer(manifest.layer))
+        layers.stand_on(subject.hypervisor, folder, footing)
         revived = _ENGINES[engine].bring_back(subject, snapshot)
     watch.lap("start")
+    proven = False
     if engine is not Engine.DISK:
-        _prove(subject, revived, manifest.token, name, next_token=next_token)
+        proven = _prove(subject, revived, manifest.token, name, next_token=next_token)
         watch.lap("proof and repair")
     return Restored(
         name=name,
         engine=engine,
         running=True,
-        proven=engine is not Engine.DISK,
+        proven=proven,
         why_not=reasons,
         phases=watch.phases,
     )
@@ -253,6 +274,16 @@ def remove(folder: BoxFolder, name: str) -> None:
     sweep(folder)
 
 
+def footing_of(manifest: Manifest, folder: BoxFolder, bases: Mapping[str, Backing]) -> Footing:
+    """Return what a box stands on that is put back to a snapshot; a disk that it got later stands on its base."""
+    snapshot = folder.snapshot(manifest.name)
+    return Footing(
+        disks={**bases, **layers.layers_of(folder, manifest.layer, manifest.disks)},
+        nvram=snapshot.nvram if snapshot.nvram.exists() else None,
+        tpm=snapshot.tpm if snapshot.tpm.exists() else None,
+    )
+
+
 def _engine_took(
     subject: Subject, domain: Domain | None, stage: SnapshotFolder
 ) -> tuple[SnapshotEngine, tuple[str, ...]]:
@@ -261,7 +292,7 @@ def _engine_took(
     reasons: list[str] = []
     for kind, engine in _ENGINES.items():
         if kind not in subject.engines:
-            reasons.append(f"{kind}: The box's settings leave this engine out.")
+            reasons.append(f"{kind}: {_LEFT_OUT}")
             continue
         refusal = engine.refusal(subject, domain)
         if refusal is None:
@@ -276,10 +307,12 @@ def _engine_took(
                     raise
                 refusal = str(error)
         reasons.append(f"{kind}: {refusal}")
-    raise SnapshotError(
-        f"No engine can snapshot the box '{subject.folder.name}'.",
-        detail="\n".join(reasons),
-        hint="The setting 'engines' says which may be used.",
+    raise _no_engine(subject, reasons, hint="The setting 'engines' says which may be used.")
+
+
+def _no_engine(subject: Subject, reasons: Sequence[str], *, hint: str) -> SnapshotError:
+    return SnapshotError(
+        f"No engine can snapshot the box '{subject.folder.name}'.", detail="\n".join(reasons), hint=hint
     )
 
 
@@ -292,15 +325,18 @@ def _go_on(subject: Subject, engine: SnapshotEngine, name: str, *, token: str, w
         watch.lap("proof and repair")
 
 
-def _prove(subject: Subject, domain: Domain, token: str, name: str, *, next_token: str | None = None) -> GuestProof:
+def _prove(subject: Subject, domain: Domain, token: str, name: str, *, next_token: str | None = None) -> bool:
+    """Repair a guest and return whether it is proven to be the snapshot; nothing can be asked of some, or could be."""
+    if subject.plant is None:
+        return False
     proof = subject.plant(domain, next_token if next_token is not None else secrets.token_hex(16))
-    if proof.token != token:
+    if token and proof.token != token:
         raise SnapshotError(
             f"The guest of '{subject.folder.name}' runs, but it is not the snapshot '{name}': "
             "the value kept in its memory is another one.",
             hint=f"Restore it once more: vmimagemanager restore {subject.folder.name}@{name}",
         )
-    return proof
+    return token != ""
 
 
 def _undo(subject: Subject, domain: Domain | None, stage: SnapshotFolder, *, layer: str, boot: bool) -> None:
@@ -310,8 +346,8 @@ def _undo(subject: Subject, domain: Domain | None, stage: SnapshotFolder, *, lay
         return
     try:
         layers.unfreeze(folder, layer)
-        for staged in layers.staged_overlays(folder):
-            remove_tree(staged)
+        for path in layers.staged(folder):
+            remove_tree(path)
         state = DomainState.RUNNING if domain is None else domain.state()
         if domain is not None and state is DomainState.PAUSED:
             domain.resume()
@@ -325,7 +361,8 @@ def _undo(subject: Subject, domain: Domain | None, stage: SnapshotFolder, *, lay
 
 def require_files(folder: BoxFolder, snapshot: SnapshotFolder, manifest: Manifest) -> None:
     """Raise StateError that names the file which a snapshot lacks, if it lacks one."""
-    needed: Sequence[Path] = [folder.layer(manifest.layer), snapshot.definition]
+    frozen = [folder.layer(manifest.layer, disk) for disk in manifest.disks]
+    needed: Sequence[Path] = [*frozen, snapshot.definition]
     if manifest.engine is Engine.LIVE:
         needed = [*needed, snapshot.ram, snapshot.device_state]
     elif manifest.engine is Engine.SAVED:
@@ -336,7 +373,7 @@ def require_files(folder: BoxFolder, snapshot: SnapshotFolder, manifest: Manifes
                 f"The snapshot '{manifest.name}' of '{folder.name}' is damaged: '{path}' is missing.",
                 hint=f"vmimagemanager snapshot-remove {folder.name}@{manifest.name}",
             )
-    if disks.detect_format(folder.layer(manifest.layer)) is None:
+    if any(disks.detect_format(layer) is None for layer in frozen):
         raise StateError(
             f"The snapshot '{manifest.name}' of '{folder.name}' is damaged: its disk is not a qcow2 image any more.",
             hint=f"vmimagemanager snapshot-remove {folder.name}@{manifest.name}",

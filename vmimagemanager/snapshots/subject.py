@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
 from vmimagemanager.config import Engine
+from vmimagemanager.disks import Backing
 from vmimagemanager.hypervisor.connection import Hypervisor
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.state import BoxFolder, SnapshotFolder
@@ -29,17 +30,19 @@ class Subject:
     """A box as the engines see it.
 
     ``plant`` leaves a token in the guest's memory, sets its clock, reseeds its random numbers, and returns what it
-    found there.  ``boot`` starts the box from its disk and returns when it is ready; ``shut_down`` ends it cleanly.
-    ``attach`` makes a started domain reachable from outside.
+    found there; it is None for a guest that nothing can be asked of.  ``boot`` starts the box from its disk and returns
+    when it is ready; ``shut_down`` ends it cleanly.  ``attach`` makes a started domain reachable from outside.
+    ``bases`` is what its further disks stand on without any snapshot.
     """
 
     hypervisor: Hypervisor
     folder: BoxFolder
     engines: tuple[Engine, ...]
-    plant: Callable[[Domain, str], GuestProof]
+    plant: Callable[[Domain, str], GuestProof] | None
     boot: Callable[[], Domain]
     shut_down: Callable[[Domain], None]
     attach: Callable[[Domain], object]
+    bases: Mapping[str, Backing]
 
 
 class SnapshotEngine(Protocol):
