@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vmimagemanager.boxes import fork, spares
 from vmimagemanager.deadline import Deadline, Stopwatch
-from vmimagemanager.errors import HypervisorError, LeaseError, UsageError, VmimError
+from vmimagemanager.errors import HypervisorError, LeaseError, SnapshotError, UsageError, VmimError
 from vmimagemanager.leases import Lease, Leases
 from vmimagemanager.names import Address
 
@@ -188,7 +188,14 @@ class Pool:
         self._site.close()
 
     def _require_snapshot(self) -> Manifest:
-        return fork.forkable(self._site, self._site.record(self.address.box), self.address.snapshot)
+        manifest = fork.forkable(self._site, self._site.record(self.address.box), self.address.snapshot)
+        if not manifest.token:
+            raise SnapshotError(
+                f"No spares of '{self.address}' can be kept: its guest cannot be asked whether it is the one that was "
+                "paused.",
+                hint=f"vmimagemanager fork {self.address}",
+            )
+        return manifest
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

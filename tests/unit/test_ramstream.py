@@ -89,6 +89,15 @@ def test_a_page_that_stays_names_its_block_even_where_the_one_before_it_was_take
     assert split(stream, ram) == CONFIGURATION + HEADER + section(3, kept + word(0, END)) + DEVICES
 
 
+def test_commands_between_sections_stay(ram: int) -> None:
+    switch, other = struct.pack(">BHH", 8, 11, 0), struct.pack(">BHH", 8, 2, 4) + b"\x03\x03\x03\x03"
+    words = word(0, FULL) + named(RAM) + page(b"a") + word(0, END)
+    stream = CONFIGURATION + HEADER + other + section(2, words) + switch + section(3, word(0, END)) + DEVICES
+    kept = CONFIGURATION + HEADER + other + section(2, word(0, END)) + switch + section(3, word(0, END)) + DEVICES
+    assert split(stream, ram) == kept
+    assert os.pread(ram, PAGE, 0) == page(b"a")
+
+
 def test_pages_of_zeros_are_holes_and_pages_of_another_byte_are_not(ram: int) -> None:
     words = word(0, ZERO) + named(RAM) + b"\0" + word(2 * PAGE, ZERO | SAME) + b"\xff" + word(0, END)
     split(CONFIGURATION + HEADER + section(3, words) + DEVICES, ram)

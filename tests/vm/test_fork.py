@@ -158,10 +158,10 @@ def test_a_fork_of_which_one_clone_fails_leaves_none(
 
     prove = life.prove
 
-    def fails(domain: object, folder: object, token: str, identity: object = None) -> object:
+    def fails(domain: object, record: object, folder: object, token: str, *, identity: object = None) -> object:
         if getattr(folder, "name", "").endswith("-2"):
             raise SnapshotError("It is another one.")
-        return prove(domain, folder, token, identity)  # type: ignore[arg-type] # passed on as they came
+        return prove(domain, record, folder, token, identity=identity)  # type: ignore[arg-type] # as they came
 
     monkeypatch.setattr(life, "prove", fails)
     with pytest.raises(SnapshotError, match="It is another one"):

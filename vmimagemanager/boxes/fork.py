@@ -224,7 +224,7 @@ def _clone(
     if not manifest.token:
         return Forked(name=name, phases=watch.phases, proven=False)
     identity = CloneIdentity(host_name=clone.host_name, machine_id=clone.machine_id)
-    proof = life.prove(domain, own, new_token(), identity)
+    proof = life.prove(domain, clone, own, new_token(), identity=identity)
     if proof.token != manifest.token:
         raise SnapshotError(f"The guest of '{name}' runs, but it is not the snapshot '{clone.fork_of}'.")
     if proof.identity != "yes":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -126,7 +125,7 @@ def subject(site: Site, record: BoxRecord) -> snapshots.Subject:
     folder = site.state.box(record.name)
 
     def plant(domain: Domain, token: str) -> Proof:
-        return prove(domain, folder, token, runner=_runner(domain, record, folder))
+        return prove(domain, record, folder, token)
 
     def boot() -> Domain:
         domain = _boot(site, record, folder)
@@ -218,35 +217,24 @@ def _make_ours(domain: Domain, record: BoxRecord, folder: BoxFolder, readiness: 
     if first_boot:
         identify(domain, record, folder)
     if not domain.waiter.listens():
-        prove(domain, folder, new_token(), runner=_runner(domain, record, folder))
+        prove(domain, record, folder, new_token())
         if record.lan is not None:
             network.join(domain, folder, record.lan)
     return first_boot
 
 
 def prove(
-    domain: Domain,
-    folder: BoxFolder,
-    token: str,
-    identity: CloneIdentity | None = None,
-    *,
-    runner: Callable[[], Runner] | None = None,
+    domain: Domain, record: BoxRecord, folder: BoxFolder, token: str, *, identity: CloneIdentity | None = None
 ) -> Proof:
-    """Read the token in a guest's memory and leave ``token`` in its place; repair the guest (see `guest.repair`).
-
-    Where no process waits in the guest, ``runner`` is asked, by default its agent.
-    """
+    """Read the token in a guest's memory and leave ``token`` in its place; repair the guest (see `guest.repair`)."""
     alive = partial(check_alive, domain, folder)
 
-    def ready_agent() -> Runner:
-        agent(domain).wait(Deadline(_REPAIR_LIMIT), alive, detail=lambda: console_tail(folder))
-        return agent(domain)
+    def ready() -> Runner:
+        if record.settings.channel is Channel.AGENT:
+            agent(domain).wait(Deadline(_REPAIR_LIMIT), alive, detail=lambda: console_tail(folder))
+        return runner(domain, record, folder)
 
-    return plant_and_repair(domain.waiter, runner or ready_agent, token, _REPAIR_LIMIT, check=alive, identity=identity)
-
-
-def _runner(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Callable[[], Runner] | None:
-    return None if record.settings.channel is Channel.AGENT else lambda: runner(domain, record, folder)
+    return plant_and_repair(domain.waiter, ready, token, _REPAIR_LIMIT, check=alive, identity=identity)
 
 
 def identify(domain: Domain, record: BoxRecord, folder: BoxFolder) -> None:

@@ -54,7 +54,7 @@ def make(site: Site, record: BoxRecord, manifest: Manifest, lease: Lease) -> Non
         try:
             made, folder = site.record(name), site.state.box(name)
             domain, token = _domain(site, made), new_token()
-            life.prove(domain, folder, token)
+            life.prove(domain, made, folder, token)
             domain.suspend()
             # Nobody looked for us who removed the snapshot before there was a clone of it.
             if snapshots.find(site.state.box(record.name), manifest.name) != manifest:
@@ -194,7 +194,7 @@ def _resume(site: Site, record: BoxRecord, entry: Entry) -> None:
     watch.lap("take")
     domain.resume()
     watch.lap("resume")
-    proof = life.prove(domain, folder, new_token())
+    proof = life.prove(domain, record, folder, new_token())
     watch.lap("proof and repair")
     entry.phases |= watch.phases
     if proof.token != record.spare:

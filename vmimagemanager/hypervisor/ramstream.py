@@ -5,7 +5,8 @@ RAM), and its pages are in nobody's file.  What this module leaves of its stream
 have written, so both are brought back alike.
 
 The format is that of QEMU's migration/savevm.c and migration/ram.c, version 3, with the capability ``x-ignore-shared``
-and without any other: sections, of which only RAM is read into, because only its length can be told from outside.
+and without any other: commands, and sections, of which only RAM is read into, because only its length can be told from
+outside.
 Numbers are big-endian.  A section of RAM is a list of words, each an address with flags in the bits below the page
 size: a list of the blocks and their sizes, a page of one byte's repetition, a page, and the section's end.
 """
@@ -20,7 +21,7 @@ from io import BufferedIOBase
 from vmimagemanager.errors import HypervisorError
 
 _MAGIC = b"QEVM\x00\x00\x00\x03"
-_START, _PART, _END, _FOOTER = 0x01, 0x02, 0x03, 0x7E
+_START, _PART, _END, _COMMAND, _FOOTER = 0x01, 0x02, 0x03, 0x08, 0x7E
 _RAM_VERSION = 4
 _ZERO, _BLOCKS, _PAGE, _SECTION_END, _SAME_BLOCK = 0x02, 0x04, 0x08, 0x10, 0x20
 _PAGE_SIZE = 4096
@@ -66,6 +67,9 @@ class _Splitter:
         kind = 0
         while kind != _END:
             kind, section = struct.unpack(">BI", head := self._read(5))
+            if kind == _COMMAND:  # its number, and the length of what follows; QEMU 10 says that the guest stands still
+                self._state.write(head + self._read(section & 0xFFFF))
+                continue
             if kind not in (_PART, _END) or section != number:
                 raise _unexpected(f"a section of kind {kind} and number {section} within the RAM's")
             self._state.write(head)

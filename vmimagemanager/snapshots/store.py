@@ -199,7 +199,7 @@ def restore(
         )
     engine, reasons = manifest.engine, manifest.why_not
     try:
-        revived = _ENGINES[engine].bring_back(subject, snapshot)
+        revived = _brought_back(subject, engine, snapshot, footing)
     except VmimError as error:
         if engine is Engine.DISK:
             raise
@@ -221,6 +221,20 @@ def restore(
         why_not=reasons,
         phases=watch.phases,
     )
+
+
+def _brought_back(subject: Subject, engine: Engine, snapshot: SnapshotFolder, footing: Footing) -> Domain:
+    try:
+        return _ENGINES[engine].bring_back(subject, snapshot)
+    except VmimError as error:
+        if engine is not Engine.LIVE:
+            raise
+        # A QEMU that somebody killed is started again in half a second; its disk takes half a minute to boot.
+        _log.warning(
+            "the live snapshot of '%s' cannot be brought back, trying once more: %s", subject.folder.name, error
+        )
+    layers.stand_on(subject.hypervisor, subject.folder, footing)
+    return _ENGINES[engine].bring_back(subject, snapshot)
 
 
 def require_whole(folder: BoxFolder, manifest: Manifest) -> None:
