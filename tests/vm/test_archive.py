@@ -438,3 +438,11 @@ def test_after_a_kill_at_any_moment_of_an_import_the_next_one_works_and_nothing_
     assert there.gc() == ()
     examined = there.fsck()
     assert (examined.findings, examined.put_right) == ((), ())
+
+
+def test_what_archives_do_not_hold_is_named(box: Box, manager: Manager, file: Path) -> None:
+    box.snapshot("firm")
+    manager.site.state.box(box.name).snapshot("firm").nvram.write_bytes(b"")
+    with pytest.raises(SnapshotError, match="archives do not hold variables of its UEFI firmware"):
+        box.export_snapshot("firm", file)
+    assert not file.exists()

@@ -127,6 +127,12 @@ def export(site: Site, record: BoxRecord, name: str, target: Path, *, progress: 
             f"The box '{record.name}' has {len(definition.disks())} disks, and a box with one can be exported.",
             hint="Copy the other disks by other means, and take a snapshot of a box without them.",
         )
+    for path, what in ((snapshot.nvram, "variables of its UEFI firmware"), (snapshot.tpm, "a TPM's state")):
+        if path.exists():
+            raise SnapshotError(
+                f"The snapshot '{Address(record.name, name)}' cannot be exported: archives do not hold {what}.",
+                hint="A box with --firmware bios and without --tpm can be exported.",
+            )
     chain = sum(disks.info(link).actual_size.bytes for link in disks.chain(folder.layer(manifest.layer)))
     require_space(site.state.path, Size(chain), purpose="The flattened disk")
     require_space(target.parent, Size(chain + occupied(snapshot.path).bytes), purpose=f"The archive '{target.name}'")
