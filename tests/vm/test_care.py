@@ -21,6 +21,7 @@ CLI = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def folder(box: Box, manager: Manager) -> BoxFolder:
+    manager.gc(remove=True)
     return manager.site.state.box(box.name)
 
 
@@ -64,7 +65,8 @@ def test_what_is_damaged_is_found_with_the_command_that_helps(box: Box, folder: 
 
 def test_a_box_at_work_is_not_examined(box: Box, manager: Manager) -> None:
     with manager.lease(box.name):
-        assert manager.fsck().in_use == (box.name,)
+        assert box.name in manager.fsck().in_use
+    assert box.name not in manager.fsck().in_use
 
 
 def test_gc_only_says_what_it_would_remove_until_it_may(box: Box, manager: Manager, cli: CLI) -> None:
