@@ -8,6 +8,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 _AT_ONCE = max(4, os.cpu_count() or 1)
+_GLANCE = 0.2  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +137,9 @@ def _in_threads(works: list[Callable[[], None]]) -> None:
         for thread in threads:
             thread.start()
         while left:
-            ended.get()
-            left -= 1
+            with suppress(queue.Empty):  # a signal that the kernel gave to another thread wakes nobody here
+                ended.get(timeout=_GLANCE)
+                left -= 1
     except KeyboardInterrupt:
         stopped.set()
         left -= sum(not _interrupt(thread) for thread in threads)
