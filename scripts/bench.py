@@ -225,6 +225,22 @@ class Bench:
         self.add("memory private to a clone after its proof / memory touched in the snapshot (bytes)", 0.06, private)
         box.undefine(force=True)
 
+    def spares(self) -> None:
+        box = self.snapshotted("spared", SMALL, touched_mib=128)
+        pairs = []
+        with self.manager.pool(f"{box.name}@clean", size=1, overcommit=True) as pool:
+            for _ in self.progress("spare"):
+                self.dirty(box)
+                below, _phases = self.restore(box)
+                pool.fill(LIMIT)
+                start = time.monotonic()
+                spare = pool.acquire()
+                above = time.monotonic() - start
+                spare.release()
+                pairs.append((above, below))
+        self.add("warm spare until it returns, proven, its clock right / live restore", 0.4, pairs)
+        box.undefine(force=True)
+
     def start_up(self) -> None:
         python = sys.executable
         pairs = [
@@ -356,6 +372,7 @@ ROWS = {
     "boot": Bench.against_a_boot,
     "snapshots": Bench.snapshots,
     "forks": Bench.forks,
+    "spares": Bench.spares,
     "start-up": Bench.start_up,
 }
 
