@@ -51,6 +51,7 @@ def elsewhere() -> Iterator[Elsewhere]:
     libvirt.libvirtmod = _Watched(modules[0], watch)
     libvirt_qemu.libvirtmod_qemu = _Watched(modules[1], watch)
     time.sleep = lambda seconds: watch.call(sleep, seconds)
+    # Its own signature is of no use here: what comes is passed on as it is.
     process.run = lambda *arguments, **keywords: watch.call(run, *arguments, **keywords)  # type: ignore[assignment]
     try:
         yield watch

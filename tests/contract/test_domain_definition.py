@@ -110,6 +110,7 @@ def test_libvirts_schema_accepts_the_domain_of_any_valid_settings(
         "nvram": beside / "nvram",
         "tpm_socket": beside / TPM_SOCKET,
     }
+    # The keywords are fields of Parts, as the callers below write them.
     laid = plain.with_parts(replace(parts(chosen, name, folder), **more)).with_owner((64055, 107))  # type: ignore[arg-type]
     assert len(laid.disks()) == 1 + len(chosen.disks)
     assert (laid.tpm_socket is not None) == chosen.tpm

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from ipaddress import IPv4Interface
@@ -15,18 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.vm.conftest import new_name
+from tests.vm.namespaces import run_inside
 from vmimagemanager import Manager
-
-ROOT = Path(__file__).parents[2]
-# libvirt keeps what it knows in these folders: the host's own libvirt neither sees nor loses anything.
-INSIDE = """
-ip link set lo up
-for folder in /run /etc/libvirt/qemu /var/lib/libvirt /var/cache/libvirt; do
-    mount -t tmpfs -o mode=755 tmpfs "$folder"
-done
-mkdir /run/lock
-exec "$@"
-"""
 
 
 @pytest.fixture
@@ -46,19 +33,7 @@ def own_state(state_directory: Path, manager: Manager) -> Iterator[Path]:
 @pytest.mark.root
 def test_a_box_on_a_libvirt_network_and_its_clones_are_reached_each_at_its_own_address(own_state: Path) -> None:
     name = new_name()
-    inside = ["unshare", "--net", "--mount", "sh", "-euc", INSIDE, "inside"]
-    program = [str(ROOT / "scripts" / "testbed"), sys.executable, str(ROOT / "tests" / "vm" / "network_life.py")]
-    result = subprocess.run(
-        [*inside, *program, str(own_state), name],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    seen = json.loads(result.stdout)
+    seen = run_inside("network_life.py", str(own_state), name)
     address = IPv4Interface(seen.pop("address"))
     assert str(address.network) == "192.168.213.0/24"
     assert seen == {

@@ -106,31 +106,16 @@ def integer(least: int, most: int) -> Parser:
 
 def size(least: Size, most: Size) -> Parser:
     """Return the parser of a size from ``least`` to ``most``."""
-
-    def parse(value: object, spot: Spot) -> Size:
-        found = value
-        if isinstance(value, str):
-            try:
-                found = Size.parse(value)
-            except ValueError:
-                found = None
-        if not isinstance(found, Size) or not least <= found <= most:
-            raise spot.unexpected(
-                value, f"a size in quotes with a unit, such as '512M' or '2G', from {least} to {most}"
-            )
-        return found
-
-    return parse
+    return lambda value, spot: _size(value, spot, least=least, most=most)
 
 
 def sizes(least: Size, most: Size) -> Parser:
     """Return the parser of a list of sizes from ``least`` to ``most``."""
-    one = size(least, most)
 
     def parse(value: object, spot: Spot) -> tuple[Size, ...]:
         if not isinstance(value, list | tuple):
             raise spot.unexpected(value, "a list of sizes in quotes, such as ['2G', '512M']")
-        return tuple(one(entry, spot.entry(number)) for number, entry in enumerate(value, 1))  # type: ignore[misc]
+        return tuple(_size(entry, spot.entry(number), least=least, most=most) for number, entry in enumerate(value, 1))
 
     return parse
 
@@ -247,6 +232,18 @@ def tables(read: Callable[[Mapping[str, object], Spot], Entry], kind: type[Entry
 def listed(choices: type[StrEnum]) -> str:
     """Return the choices for a message: 'auto', 'kvm', 'tcg'."""
     return ", ".join(f"'{member}'" for member in choices)
+
+
+def _size(value: object, spot: Spot, *, least: Size, most: Size) -> Size:
+    found = value
+    if isinstance(value, str):
+        try:
+            found = Size.parse(value)
+        except ValueError:
+            found = None
+    if not isinstance(found, Size) or not least <= found <= most:
+        raise spot.unexpected(value, f"a size in quotes with a unit, such as '512M' or '2G', from {least} to {most}")
+    return found
 
 
 def _duration(value: object, spot: Spot, *, least: timedelta) -> timedelta:

@@ -1,6 +1,7 @@
 """Snapshots: one protocol, three engines, one name space."""
 
 from vmimagemanager.snapshots.catalogue import Snapshot, find, listing, names, standing_on, sweep, tree
+from vmimagemanager.snapshots.fitness import hindrances, require_platform, require_whole
 from vmimagemanager.snapshots.interrupted import leftovers, settle
 from vmimagemanager.snapshots.layers import Footing, add_disks, stand_on
 from vmimagemanager.snapshots.manifest import Manifest
@@ -8,11 +9,8 @@ from vmimagemanager.snapshots.store import (
     Restored,
     Taken,
     footing_of,
-    hindrances,
     remove,
     require_engine,
-    require_platform,
-    require_whole,
     restore,
     take,
 )

@@ -10,9 +10,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
-from vmimagemanager import disks
 from vmimagemanager.config import Engine
 from vmimagemanager.deadline import Stopwatch
 from vmimagemanager.disks import Backing
@@ -25,15 +23,13 @@ from vmimagemanager.durable import (
     require_space,
     translate_os_errors,
 )
-from vmimagemanager.errors import SnapshotError, SpaceError, StateError, VmimError
-from vmimagemanager.hypervisor import launch
-from vmimagemanager.hypervisor.connection import Hypervisor
+from vmimagemanager.errors import SnapshotError, SpaceError, VmimError
 from vmimagemanager.hypervisor.domain import Domain, DomainState
 from vmimagemanager.hypervisor.domainxml import DomainXml
-from vmimagemanager.names import Address
-from vmimagemanager.snapshots import layers, platform, seal
+from vmimagemanager.snapshots import layers, seal
 from vmimagemanager.snapshots.catalogue import find, find_or_none, sweep
 from vmimagemanager.snapshots.disk import DiskEngine
+from vmimagemanager.snapshots.fitness import require_platform, require_whole
 from vmimagemanager.snapshots.layers import Footing
 from vmimagemanager.snapshots.live import LiveEngine
 from vmimagemanager.snapshots.manifest import Manifest
@@ -237,44 +233,6 @@ def _brought_back(subject: Subject, engine: Engine, snapshot: SnapshotFolder, fo
     return _ENGINES[engine].bring_back(subject, snapshot)
 
 
-def require_whole(folder: BoxFolder, manifest: Manifest) -> None:
-    """Raise StateError when a file of a snapshot is missing, SnapshotError when one of its memory was altered."""
-    snapshot = folder.snapshot(manifest.name)
-    require_files(folder, snapshot, manifest)
-    if manifest.engine is Engine.DISK:
-        return
-    altered = seal.broken(snapshot, manifest.seals)
-    if altered:
-        address = Address(folder.name, manifest.name)
-        raise SnapshotError(f"The snapshot '{address}' was altered: {' '.join(altered)}", hint=_disk_hint(address))
-
-
-def require_platform(hypervisor: Hypervisor, folder: BoxFolder, manifest: Manifest) -> None:
-    """Raise SnapshotError unless a snapshot's memory can be brought back here, as far as that can be told beforehand.
-
-    One that consists of a disk alone has none to bring back.
-    """
-    if manifest.engine is Engine.DISK:
-        return
-    address = Address(folder.name, manifest.name)
-    found = hindrances(hypervisor, manifest, DomainXml.read(folder.snapshot(manifest.name).definition))
-    if found:
-        message = f"The memory of '{address}' cannot be brought back here: {' '.join(found)}"
-        raise SnapshotError(message, hint=_disk_hint(address))
-
-
-def hindrances(hypervisor: Hypervisor, manifest: Manifest, definition: DomainXml) -> tuple[str, ...]:
-    """Return, as whole sentences, why a snapshot cannot be brought back on this host; nothing when it can."""
-    found = platform.differences(manifest.platform, hypervisor, definition)
-    if manifest.engine is Engine.LIVE and not launch.ram_may_be_a_file(hypervisor):
-        return (*found, f"{hypervisor.host.confined_by} keeps QEMU from files that libvirt does not name.")
-    return found
-
-
-def _disk_hint(address: Address) -> str:
-    return f"Its disk can be booted: vmimagemanager restore --disk {address}"
-
-
 def remove(folder: BoxFolder, name: str) -> None:
     """Remove a snapshot, a damaged one, too; its disk stays as long as the box or another snapshot stands on it.
 
@@ -371,27 +329,6 @@ def _undo(subject: Subject, domain: Domain | None, stage: SnapshotFolder, *, lay
             subject.boot()
     except VmimError as error:
         _log.warning("the box '%s' could not be put back after a failed snapshot: %s", folder.name, error)
-
-
-def require_files(folder: BoxFolder, snapshot: SnapshotFolder, manifest: Manifest) -> None:
-    """Raise StateError that names the file which a snapshot lacks, if it lacks one."""
-    frozen = [folder.layer(manifest.layer, disk) for disk in manifest.disks]
-    needed: Sequence[Path] = [*frozen, snapshot.definition]
-    if manifest.engine is Engine.LIVE:
-        needed = [*needed, snapshot.ram, snapshot.device_state]
-    elif manifest.engine is Engine.SAVED:
-        needed = [*needed, snapshot.saved]
-    for path in needed:
-        if not path.exists():
-            raise StateError(
-                f"The snapshot '{manifest.name}' of '{folder.name}' is damaged: '{path}' is missing.",
-                hint=f"vmimagemanager snapshot-remove {folder.name}@{manifest.name}",
-            )
-    if any(disks.detect_format(layer) is None for layer in frozen):
-        raise StateError(
-            f"The snapshot '{manifest.name}' of '{folder.name}' is damaged: its disk is not a qcow2 image any more.",
-            hint=f"vmimagemanager snapshot-remove {folder.name}@{manifest.name}",
-        )
 
 
 def _require_room(folder: BoxFolder, manifest: Manifest) -> None:
