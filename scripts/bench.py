@@ -380,18 +380,16 @@ ROWS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=10, help="pairs a row (10)")
-    parser.add_argument("--json", type=Path, help="write the rows to this file, too")
+    parser.add_argument("--json", type=Path, help="write the rows to this file, too, as they come")
     parser.add_argument("--plot", type=Path, help="draw the plot of time against memory into this .png, and an .svg")
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="which rows (all)")
     options = parser.parse_args()
     with bench(options.pairs) as running:
         for name in options.rows or ROWS:
             ROWS[name](running)
+            if options.json:
+                write_json(running.rows, options.json)
     print_table(running.rows)
-    if options.json:
-        options.json.write_text(
-            json.dumps({"format": 1, "kind": "bench", "rows": [asdict(row) for row in running.rows]})
-        )
     if options.plot and running.series:
         from bench_plot import draw
 
@@ -414,6 +412,10 @@ def bench(pairs: int) -> Iterator[Bench]:
                         manager.box(name).undefine(force=True)
     finally:
         shutil.rmtree(folder)
+
+
+def write_json(rows: list[Row], path: Path) -> None:
+    path.write_text(json.dumps({"format": 1, "kind": "bench", "rows": [asdict(row) for row in rows]}))
 
 
 def print_table(rows: list[Row]) -> None:
