@@ -307,7 +307,8 @@ class Bench:
             self.agent(box).run(["/bin/sh", "-c", fill], limit=LIMIT).check()
 
     def read(self, box: Box, mebibytes: int) -> None:
-        self.agent(box).run(["/usr/bin/head", "-c", f"{mebibytes}M", FILLED], limit=LIMIT).check()
+        line = f"head -c {mebibytes}M {FILLED} >/dev/null"
+        self.agent(box).run(["/bin/sh", "-c", line], limit=LIMIT).check()
 
     def dirty(self, box: Box) -> None:
         line = "echo dirty > /root/canary && head -c 16M /dev/zero > /root/dirt && sync"
