@@ -307,8 +307,8 @@ class Bench:
             self.agent(box).run(["/bin/sh", "-c", fill], limit=LIMIT).check()
 
     def read(self, box: Box, mebibytes: int) -> None:
-        line = f"head -c {mebibytes}M {FILLED} >/dev/null"
-        self.agent(box).run(["/bin/sh", "-c", line], limit=LIMIT).check()
+        words = [f"if={FILLED}", "of=/dev/null", "bs=1M", f"count={mebibytes}", "status=none"]
+        self.agent(box).run(["/bin/dd", *words], limit=LIMIT).check()
 
     def dirty(self, box: Box) -> None:
         line = "echo dirty > /root/canary && head -c 16M /dev/zero > /root/dirt && sync"

@@ -16,8 +16,8 @@ from vmimagemanager.leases import Hold, Lease, Leases, owner
 from vmimagemanager.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from vmimagemanager.boxes.archive import Exported
     from vmimagemanager.boxes.define import Changed
+    from vmimagemanager.boxes.exporting import Exported
     from vmimagemanager.boxes.life import Down, Up
     from vmimagemanager.boxes.operations import Entry, Operation
     from vmimagemanager.boxes.record import BoxRecord
@@ -189,11 +189,11 @@ class Box:
         by its owner alone, and that is how it has to travel.  Raises SnapshotError, StateError when there is such a
         file already, and SpaceError; no archive is left then.
         """
-        from vmimagemanager.boxes import archive
+        from vmimagemanager.boxes import exporting
 
         names.snapshot_name(name)
         with self._operation("snapshot-export") as (record, entry):
-            exported = archive.export(self._site, record, name, Path(target).absolute(), progress=progress)
+            exported = exporting.export(self._site, record, name, Path(target).absolute(), progress=progress)
             entry.facts |= {"snapshot": name, "file": str(exported.path), "bytes": exported.size.bytes}
             return exported
 

@@ -17,9 +17,9 @@ from vmimagemanager.progress import Progress, silent
 from vmimagemanager.state import StateDirectory
 
 if TYPE_CHECKING:
-    from vmimagemanager.boxes.archive import Imported
     from vmimagemanager.boxes.caretaker import Leftover
     from vmimagemanager.boxes.fsck import Examination
+    from vmimagemanager.boxes.importing import Imported
     from vmimagemanager.boxes.site import Site
     from vmimagemanager.images import ImageStore
     from vmimagemanager.pool import Pool
@@ -128,15 +128,15 @@ class Manager:
         Raises SnapshotError for an archive that is damaged or that this host cannot run, BoxError when there is a box
         of that name, ImageError for a disk that is none, SpaceError; nothing is left then.
         """
-        from vmimagemanager.boxes import archive
+        from vmimagemanager.boxes import archive, importing
         from vmimagemanager.boxes.operations import logged
         from vmimagemanager.snapshots import parcel
 
-        with parcel.opened(Path(source), known=archive.MEMBERS) as opened:
-            box = names.box_name(name) if name is not None else archive.origin(opened)
+        with parcel.opened(Path(source), belongs=archive.belongs) as opened:
+            box = names.box_name(name) if name is not None else importing.origin(opened)
             lease = self._leases.acquire(box, self.wait, notice=self.notice)
             try:
-                imported = archive.receive(self.site, opened, box, trust=trust, progress=progress)
+                imported = importing.receive(self.site, opened, box, trust=trust, progress=progress)
                 with logged(self.site.state.box(box), "snapshot-import") as entry:
                     entry.facts |= {"file": str(source), "snapshot": imported.snapshot, "trusted": trust}
             finally:

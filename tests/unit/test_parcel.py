@@ -47,7 +47,7 @@ def archive(files: dict[str, Path], tmp_path: Path) -> Path:
 
 def unpack(archive: Path, folder: Path, *, wanted: Callable[[str], bool] = lambda _: True) -> records.Record:
     folder.mkdir(exist_ok=True)
-    with parcel.opened(archive, known=KNOWN) as opened:
+    with parcel.opened(archive, belongs=KNOWN.__contains__) as opened:
         for member in opened.members:
             opened.receive(member, folder / member.name.replace("/", "-") if wanted(member.name) else None)
         opened.finish()

@@ -140,6 +140,29 @@ def define(manager: Manager) -> Iterator[Callable[..., Box]]:
             manager.box(name).undefine(force=True)
 
 
+@pytest.fixture
+def there(state_directory: Path) -> Iterator[Manager]:
+    """Another state directory, as another host would have; its boxes are removed at the end."""
+    path = state_directory.with_name(f"{state_directory.name}-there-{os.getpid()}")
+    path.mkdir(mode=0o755)
+    try:
+        with Manager.open(uri=default_uri(), state_directory=path) as opened:
+            yield opened
+            for name in opened.boxes():
+                opened.box(name).undefine(force=True)
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.fixture
+def file(state_directory: Path) -> Iterator[Path]:
+    """Where an archive may be written."""
+    path = state_directory / "exported.vmim"
+    path.unlink(missing_ok=True)
+    yield path
+    path.unlink(missing_ok=True)
+
+
 def new_name() -> str:
     """Return a name that no other run uses: libvirt's domains are shared by all of them."""
     return f"vmimtest-{secrets.token_hex(4)}"

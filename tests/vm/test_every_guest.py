@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,9 @@ from tests.vm.conftest import IMAGE, RAM, new_name
 from vmimagemanager import Box, BoxSettings, Manager
 from vmimagemanager.config import Channel, Firmware
 from vmimagemanager.deadline import Stopwatch
-from vmimagemanager.disks import info
+from vmimagemanager.disks import convert, info
 from vmimagemanager.errors import GuestUnreachableError
+from vmimagemanager.state import BoxFolder
 from vmimagemanager.units import Size
 
 VARIABLE = "/sys/firmware/efi/efivars/VmimTest-83596ed3-5b0c-4bac-875c-5d7a393f7938"
@@ -73,7 +75,47 @@ def indices(box: Box) -> list[int]:
     return [number for number in (1, 2) if tpm(box, TPM_LOOK % number).startswith("00000000")]
 
 
-def test_firmware_tpm_disks_and_processors_are_restored_and_forked_and_boot_again(every: Box, manager: Manager) -> None:
+def travels(box: Box, there: Manager, file: Path, is_first: Callable[[Box], None]) -> None:
+    """Export the snapshot 'first', import it with trust and without, and prove that all of it is there."""
+    assert box.export_snapshot("first", file).engine == "live"
+    name = new_name()
+    assert there.import_snapshot(file, name=name, trust=True).engine == "live"
+    copy, folder = there.box(name), there.site.state.box(name)
+    assert copy.restore("first").proven
+    is_first(copy)
+    write_disk(copy, "other")
+    copy.update(replace(copy.show().settings, description="changed"))
+    copy.reset()
+    assert (content(folder, "vdb"), folder.disks) == ("first", ("", "vdb", "vdc"))
+    assert copy.restore("first").proven
+    is_first(copy)
+    copy.undefine(force=True)
+
+    name = new_name()
+    assert there.import_snapshot(file, name=name).engine == "disk"
+    copy, folder = there.box(name), there.site.state.box(name)
+    copy.restore("first")
+    assert (content(folder, "vdb"), folder.disks) == ("first", ("", "vdb", "vdc"))
+    assert folder.nvram.read_bytes() == folder.snapshot("first").nvram.read_bytes()
+    assert not folder.tpm.exists()
+    settings = copy.show().settings
+    assert (settings.firmware, settings.tpm, settings.disks) == ("uefi", True, (Size(16 << 20), Size(1 << 30)))
+    there.box(name).undefine()
+    assert there.fsck().findings == ()
+
+
+def content(folder: BoxFolder, disk: str) -> str:
+    """Return the word that the disk of a box that is off begins with."""
+    raw = folder.path / "raw"
+    convert(folder.overlay_of(disk), raw, source_format="qcow2", target_format="raw")
+    word = raw.read_bytes()[:5].decode()
+    raw.unlink()
+    return word
+
+
+def test_firmware_tpm_disks_and_processors_are_restored_forked_and_carried_away_and_boot_again(
+    every: Box, manager: Manager, there: Manager, file: Path
+) -> None:
     box, folder = every, manager.site.state.box(every.name)
     assert box.run(["nproc"]).text == "2\n"
     assert box.script("cat /sys/block/vdb/size /sys/block/vdc/size").text.split() == ["32768", "2097152"]
@@ -115,6 +157,8 @@ def test_firmware_tpm_disks_and_processors_are_restored_and_forked_and_boot_agai
     assert box.restore("first").proven
     assert box.restore("second").proven
     assert (variable(box), indices(box)) == ("second", [1, 2])
+
+    travels(box, there, file, is_first)
 
     assert box.restore("first").proven
     box.kill()

@@ -23,7 +23,7 @@ from vmimagemanager.hypervisor.parts import Boot
 from vmimagemanager.images import Image
 from vmimagemanager.leases import owner
 from vmimagemanager.names import box_name
-from vmimagemanager.state import staged_folder
+from vmimagemanager.state import BoxFolder, staged_folder
 from vmimagemanager.units import Size
 
 
@@ -146,6 +146,8 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
             record, settings=settings, image=image.address, base=str(image.disk), digests=dict(image.digests)
         )
         changed, base = _asked_for(site, changed, image)
+        if "disks" not in keys_changed:
+            changed = replace(changed, disks={**changed.disks, **_imported(record, folder, changed.disks)})
         snapshots.add_disks(site.hypervisor, folder, changed.disks)
         making.store(site, changed, making.with_parts(site, changed, base, boot(image)), folder)
     if any(one != record.disks.get(name, one) for name, one in changed.disks.items()):
@@ -252,6 +254,12 @@ def _empty_disk(site: Site, size: Size) -> Path:
             fsync_path(made)
             made.replace(path)
     return path
+
+
+def _imported(record: BoxRecord, folder: BoxFolder, names: Collection[str]) -> dict[str, Backing]:
+    """Return what the disks of these names stand on that came with the box's archive."""
+    mine = {name: one for name, one in record.disks.items() if one.path.is_relative_to(folder.path)}
+    return {name: one for name, one in mine.items() if name in names}
 
 
 def _further_disks(definition: DomainXml) -> dict[str, Backing]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from vmimagemanager import disks, keys, snapshots
@@ -17,7 +16,7 @@ from vmimagemanager.durable import make_folder, publish, remove_tree, replace_fi
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.parts import AGENT_CHANNEL, TPM_SOCKET, Boot, Parts
 from vmimagemanager.snapshots import Footing
-from vmimagemanager.state import FIRST_DISK, BoxFolder, staged_folder
+from vmimagemanager.state import BoxFolder, staged_folder
 
 
 def with_parts(site: Site, record: BoxRecord, base: DomainXml, boot: Boot | None = None) -> DomainXml:
@@ -82,13 +81,13 @@ def make(
     footing: Footing | None = None,
     keys_of: BoxFolder | None = None,
     new_host_key: bool = True,
-    furnish: Callable[[BoxFolder], Path] | None = None,
+    furnish: Callable[[BoxFolder], Footing] | None = None,
 ) -> None:
     """Make the folder and the domain of a new box; on failure nothing of them is left.
 
     It stands on ``footing``, by default on its bases.  Its keys are new, or those of ``keys_of``, with a new host
     key nevertheless when ``new_host_key`` says so.  ``original`` is the definition that an adopted domain had.
-    ``furnish`` lays further files into the folder while nobody sees it, and returns the disk among them to stand on.
+    ``furnish`` lays further files into the folder while nobody sees it, and returns what of them to stand on.
     """
     target = site.state.box(record.name)
     footing = footing or bare(record)
@@ -98,13 +97,12 @@ def make(
         _give_keys(folder, record.name, {LOGIN: keys_of, HOST: None if new_host_key else keys_of})
         for empty in (folder.snapshots, folder.layers):
             make_folder(empty, mode=0o711)
-        base = None
         if furnish is not None:
-            base = furnish(folder)
-            footing = replace(footing, disks={**footing.disks, FIRST_DISK: disks.Backing(path=base)})
+            footing = furnish(folder)
         snapshots.stand_on(site.hypervisor, folder, footing)
-        if base is not None:
-            disks.rename_backing(folder.overlay, target.path / base.relative_to(path))
+        for disk, one in footing.disks.items():
+            if one.path.is_relative_to(path):
+                disks.rename_backing(folder.overlay_of(disk), target.path / one.path.relative_to(path))
         replace_file(folder.definition, definition.text().encode(), mode=0o600)
         if original is not None:
             replace_file(folder.adopted, original.text().encode(), mode=0o600)

@@ -16,6 +16,7 @@ from vmimagemanager.records import Record
 from vmimagemanager.units import Size, format_duration
 
 DEFAULT_RAM = Size(512 << 20)
+SMALLEST_DISK, LARGEST_DISK = Size(1 << 20), Size(16 << 40)
 
 
 class Moment(StrEnum):
@@ -156,7 +157,7 @@ BOX_KEYS: schema.Keys = {
     "network": schema.network,
     "user": schema.user,
     "channel": schema.choice(Channel),
-    "disks": schema.sizes(Size(1 << 20), Size(16 << 40)),
+    "disks": schema.sizes(SMALLEST_DISK, LARGEST_DISK),
     "firmware": schema.choice(Firmware),
     "tpm": schema.switch,
     "engines": schema.choices(Engine),

@@ -411,8 +411,8 @@ class DomainXml:
 
     @property
     def host_files(self) -> tuple[Path, ...]:
-        """Return the files and folders of the host that it names, but for its disks and what it boots directly."""
-        own = set(self.disks())
+        """Return the files and folders of the host that it names, but for those that a box brings along."""
+        own = {*self.disks()[:1], *(path for path, _ in self.further_disks().values())}
         sources = self._root.iterfind("devices/*/source")
         named = (source.get(key, "") for source in sources for key in ("file", "dir"))
         paths = (Path(text) for text in (*named, self._root.findtext("os/loader", "")) if text)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from vmimagemanager.report.deeds import seconds
 
 if TYPE_CHECKING:
-    from vmimagemanager.boxes.archive import Exported, Imported
+    from vmimagemanager.boxes.exporting import Exported
+    from vmimagemanager.boxes.importing import Imported
 
 
 def exported_line(address: str, exported: Exported) -> str:

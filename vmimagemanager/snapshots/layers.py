@@ -112,12 +112,14 @@ def layers_of(folder: BoxFolder, layer: str, names: Iterable[str]) -> dict[str, 
 # -- the box's own -----------------------------------------------------------------------------------------------------
 
 
-def stand_on(hypervisor: Hypervisor, folder: BoxFolder, footing: Footing) -> None:
-    """Give a box that is off new, empty overlays on a footing.
+def stand_on(
+    hypervisor: Hypervisor, folder: BoxFolder, footing: Footing, successors: Mapping[str, Path] | None = None
+) -> None:
+    """Give a box that is off new, empty overlays on a footing: ``successors``, where `new_overlays` made them before.
 
     On failure it keeps the old ones, or `settle` has to be called once more.
     """
-    staged = new_overlays(hypervisor, folder, footing.disks)
+    staged = new_overlays(hypervisor, folder, footing.disks) if successors is None else successors
     gone = set(folder.disks) - set(footing.disks)
     alone = set(footing.disks) == {FIRST_DISK} and not gone
     if not alone or footing.nvram or footing.tpm or folder.nvram.exists() or folder.tpm.exists():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ class Parcel:
     Raises SnapshotError that names the archive, for anything that is not as it should be.
     """
 
-    def __init__(self, stream: BinaryIO, *, source: Path, known: Collection[str]) -> None:
+    def __init__(self, stream: BinaryIO, *, source: Path, belongs: Callable[[str], bool]) -> None:
         self._source = source
         self._stream = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).stream_reader(stream)
         size = self._header(MANIFEST)
@@ -77,7 +77,7 @@ class Parcel:
             raise self._damaged(f"its manifest has {size} bytes")
         text = self._read(size)
         self._skip_padding(size)
-        self.record, self.members = self._manifest(text, known)
+        self.record, self.members = self._manifest(text, belongs)
 
     def receive(self, member: Member, target: Path | None) -> None:
         """Unpack the next member into the new file ``target``, or only verify it; on failure no file is left."""
@@ -129,7 +129,7 @@ class Parcel:
             finally:
                 os.close(descriptor)
 
-    def _manifest(self, text: bytes, known: Collection[str]) -> tuple[records.Record, tuple[Member, ...]]:
+    def _manifest(self, text: bytes, belongs: Callable[[str], bool]) -> tuple[records.Record, tuple[Member, ...]]:
         try:
             record = records.parse(text.decode(), source=f"{self._source}: {MANIFEST}")
             version = record.pop("format", None)
@@ -142,7 +142,7 @@ class Parcel:
         except (UnicodeDecodeError, StateError, KeyError, TypeError) as error:
             raise self._damaged("its manifest cannot be read") from error
         names = [member.name for member in members]
-        if len(set(names)) != len(names) or not set(names) <= set(known):
+        if len(set(names)) != len(names) or not all(map(belongs, names)):
             raise self._damaged("its manifest names a member twice, or one that does not belong there")
         for member in members:
             numbers = (member.size, member.file_size)
@@ -191,14 +191,14 @@ class Parcel:
 
 
 @contextmanager
-def opened(path: Path, *, known: Collection[str]) -> Iterator[Parcel]:
-    """Open an archive whose members all have one of the ``known`` names."""
+def opened(path: Path, *, belongs: Callable[[str], bool]) -> Iterator[Parcel]:
+    """Open an archive; ``belongs`` tells whether it may have a member of a name."""
     try:
         stream = path.open("rb")
     except OSError as error:
         raise SnapshotError(f"The archive '{path}' cannot be read: {error.strerror}.") from error
     with stream:
-        yield Parcel(stream, source=path, known=known)
+        yield Parcel(stream, source=path, belongs=belongs)
 
 
 def _described(name: str, path: Path) -> Member:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from vmimagemanager.config import Engine
 from vmimagemanager.deadline import Stopwatch
@@ -177,12 +179,13 @@ def restore(
     require_platform(subject.hypervisor, folder, manifest)
     _require_room(folder, manifest)
     watch = Stopwatch()
+    footing = footing_of(manifest, folder, subject.bases)
+    successors = None
     if domain is not None:
-        domain.end()
+        successors = _end_and_prepare(subject, domain, footing)
         watch.lap("end")
     remove_tree(folder.console_log)  # a panic in it would be taken for one of the guest that comes now
-    footing = footing_of(manifest, folder, subject.bases)
-    layers.stand_on(subject.hypervisor, folder, footing)
+    layers.stand_on(subject.hypervisor, folder, footing, successors)
     watch.lap("overlay")
     if not manifest.running:
         return Restored(
@@ -217,6 +220,19 @@ def restore(
         why_not=reasons,
         phases=watch.phases,
     )
+
+
+def _end_and_prepare(subject: Subject, domain: Domain, footing: Footing) -> dict[str, Path]:
+    """End a guest and return new overlays on ``footing``, made while libvirt waits for the end: 0.2 s at the least."""
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        made = beside.submit(layers.new_overlays, subject.hypervisor, subject.folder, footing.disks)
+        try:
+            domain.end()
+        except BaseException:
+            for path in made.result().values():
+                remove_tree(path)
+            raise
+        return made.result()
 
 
 def _brought_back(subject: Subject, engine: Engine, snapshot: SnapshotFolder, footing: Footing) -> Domain:
