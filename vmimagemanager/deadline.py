@@ -26,6 +26,11 @@ def set_emulation_factor(emulated: bool) -> None:
     _emulation = EMULATION_FACTOR if emulated else 1.0
 
 
+def emulation_factor() -> float:
+    """Return how much slower guests are than the processor: 5 under emulation, else 1."""
+    return _emulation
+
+
 def timeout_factor() -> float:
     """Return what every limit is multiplied with: ``VMIM_TIMEOUT_FACTOR``, else 5 under emulation, else 1."""
     text = os.environ.get("VMIM_TIMEOUT_FACTOR")

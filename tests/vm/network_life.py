@@ -62,6 +62,7 @@ def live(state: Path, name: str) -> dict[str, object]:
             ).stdout.strip()
             box.kill()  # whoever has its address from here on is not the box
             seen["fork"] = fork(manager, box)
+            seen["pool"] = pool(manager, box)
         finally:
             box.undefine(force=True)
     virsh("net-destroy", "isolated")
@@ -93,6 +94,18 @@ def fork(manager: Manager, box: Box) -> dict[str, object]:
     seen["strangers"] = sorted(frames - own)
     seen["still kept"] = len(network.kept())
     return seen
+
+
+def pool(manager: Manager, box: Box) -> dict[str, object]:
+    """Take a spare of the box on the network; return what was seen."""
+    network = manager.site.hypervisor.network("isolated")
+    with manager.pool(f"{box.name}@clean", size=1) as spares:
+        spares.fill(timedelta(minutes=1))
+        with spares.acquire() as spare:
+            kept = {one.address for one in network.kept()}
+            address, _ = spare.show().ssh or ("", 0)
+            name = spare.run(["hostname"]).text.strip()
+            return {"name": name == spare.name, "its own": address in kept and not address.endswith(".1")}
 
 
 @contextmanager

@@ -209,6 +209,10 @@ def test_a_guest_without_an_agent_is_proven_over_ssh(with_channel: Callable[[Cha
     assert (restored.engine, restored.proven) == ("live", True)
     assert box.script("ls /root; cat /proc/sys/kernel/random/boot_id").text == boot_id
     assert abs(float(box.run(["date", "+%s"]).text) - time.time()) < 5
+    with manager.pool(f"{box.name}@asked-over-ssh", size=1) as pool:
+        pool.fill(timedelta(minutes=1))
+        with pool.acquire() as spare:
+            assert spare.run(["hostname"]).text.strip() == spare.name
 
 
 def test_of_a_guest_that_cannot_be_asked_nothing_is_claimed(

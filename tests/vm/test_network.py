@@ -57,6 +57,7 @@ def test_a_box_on_a_libvirt_network_and_its_clones_are_reached_each_at_its_own_a
             "strangers": [],  # the clones have said nothing with the addresses that their snapshot has
             "still kept": 0,
         },
+        "pool": {"name": True, "its own": True},
     }
     assert [path.name for path in (own_state / "boxes").iterdir()] == []
     assert not Path("/sys/class/net/vmimtest0").exists()

@@ -23,12 +23,14 @@ from vmimagemanager.deadline import Stopwatch
 from vmimagemanager.errors import BoxError, GuestError, SnapshotError, SpaceError, StateError
 from vmimagemanager.guest.repair import CloneIdentity, new_token
 from vmimagemanager.hypervisor import launch, memory
+from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.network import mac_of
 from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.leases import Leases, owner
 from vmimagemanager.names import Address, host_name
 from vmimagemanager.snapshots import Manifest
+from vmimagemanager.state import BoxFolder
 from vmimagemanager.units import Size
 
 _OF_QEMU = Size(160 << 20)  # its own memory, and its translations under emulation
@@ -184,7 +186,43 @@ def _clone(
 ) -> Forked:
     watch = Stopwatch()
     folder, own = site.state.box(record.name), site.state.box(name)
+    clone, definition = _made(site, record, manifest, name, new_host_key=new_host_key, place=place)
+    watch.lap("define")
     snapshot = folder.snapshot(manifest.name)
+    frozen = DomainXml.read(snapshot.definition)
+    domain = launch.wake(
+        site.hypervisor,
+        making.with_parts(site, clone, frozen).with_lan_card(None),  # its state knows of none
+        RamFile(path=snapshot.ram, size=frozen.ram, shared=False),
+        snapshot.device_state,
+        limit=snapshots.STATE_LIMIT,
+        connected=not network.is_shared(clone),
+    )
+    attach(domain, clone)
+    watch.lap("start")
+    if not manifest.token:
+        return Forked(name=name, phases=watch.phases, proven=False)
+    _become(domain, clone, own, manifest.token)
+    watch.lap("proof, repair and identity")
+    if network.is_shared(clone):
+        network.move(site, domain, clone, old_mac=frozen.mac or record.mac)
+        watch.lap("address")
+    if new_host_key:
+        life.identify(domain, clone, own)
+        watch.lap("host key")
+    if place is not None:
+        lan.plug(domain, definition)
+        network.join(domain, own, place)
+        watch.lap("common network")
+    return Forked(name=name, phases=watch.phases, place=place)
+
+
+def _made(
+    site: Site, record: BoxRecord, manifest: Manifest, name: str, *, new_host_key: bool, place: Lan | None
+) -> tuple[BoxRecord, DomainXml]:
+    """Make a clone's folder and domain, and return its record and definition."""
+    folder = site.state.box(record.name)
+    footing = snapshots.footing_of(manifest, folder, record.disks)
     clone = replace(
         record,
         name=name,
@@ -195,49 +233,23 @@ def _clone(
         fork_of=str(Address(record.name, manifest.name)),
         temporary=True,
         lan=place,
+        # A disk that the box had then and has no more is the clone's, too: its memory knows it.
+        disks={disk: record.disks.get(disk, one) for disk, one in footing.disks.items() if disk},
     )
-    footing = snapshots.footing_of(manifest, folder, record.disks)
-    # A disk that the box had then and has no more is the clone's, too: its memory knows it.
-    clone = replace(clone, disks={name: record.disks.get(name, one) for name, one in footing.disks.items() if name})
     definition = making.with_parts(site, clone, DomainXml.read(folder.definition))
     making.make(site, clone, definition, footing=footing, keys_of=folder, new_host_key=new_host_key)
-    address = None
     if network.is_shared(clone):
-        address = network.keep_address(site, clone)
-        clone = replace(clone, mac=mac_of(address))
+        clone = replace(clone, mac=mac_of(network.keep_address(site, clone)))
         definition = making.with_parts(site, clone, definition)
-        making.store(site, clone, definition, own)
-    watch.lap("define")
-    frozen = DomainXml.read(snapshot.definition)
-    ram = RamFile(path=snapshot.ram, size=frozen.ram, shared=False)
-    live = making.with_parts(site, clone, frozen).with_lan_card(None)  # its state knows of none
-    domain = launch.wake(
-        site.hypervisor,
-        live,
-        ram,
-        snapshot.device_state,
-        limit=snapshots.STATE_LIMIT,
-        connected=address is None,
-    )
-    attach(domain, clone)
-    watch.lap("start")
-    if not manifest.token:
-        return Forked(name=name, phases=watch.phases, proven=False)
+        making.store(site, clone, definition, site.state.box(name))
+    return clone, definition
+
+
+def _become(domain: Domain, clone: BoxRecord, own: BoxFolder, token: str) -> None:
+    """Give a clone's guest its name and machine-id; raise SnapshotError unless its memory has the snapshot's token."""
     identity = CloneIdentity(host_name=clone.host_name, machine_id=clone.machine_id)
     proof = life.prove(domain, clone, own, new_token(), identity=identity)
-    if proof.token != manifest.token:
-        raise SnapshotError(f"The guest of '{name}' runs, but it is not the snapshot '{clone.fork_of}'.")
+    if proof.token != token:
+        raise SnapshotError(f"The guest of '{clone.name}' runs, but it is not the snapshot '{clone.fork_of}'.")
     if proof.identity != "yes":
-        raise GuestError(f"The guest of '{name}' did not take its own host name and machine-id.")
-    watch.lap("proof, repair and identity")
-    if address is not None:
-        network.move(site, domain, clone, old_mac=frozen.mac or record.mac, address=address)
-        watch.lap("address")
-    if new_host_key:
-        life.identify(domain, clone, own)
-        watch.lap("host key")
-    if place is not None:
-        lan.plug(domain, definition)
-        network.join(domain, own, place)
-        watch.lap("common network")
-    return Forked(name=name, phases=watch.phases, place=place)
+        raise GuestError(f"The guest of '{clone.name}' did not take its own host name and machine-id.")

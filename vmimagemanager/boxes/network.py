@@ -17,7 +17,7 @@ from vmimagemanager.guest import lan as guest_lan
 from vmimagemanager.guest.agent import Agent
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml
-from vmimagemanager.hypervisor.network import Network
+from vmimagemanager.hypervisor.network import Network, address_of
 from vmimagemanager.names import host_name
 from vmimagemanager.state import BoxFolder
 
@@ -57,7 +57,7 @@ def give_back(site: Site, name: str, definition: DomainXml) -> None:
             _log.debug("no address of '%s' to give back: %s", name, error)
 
 
-def move(site: Site, domain: Domain, record: BoxRecord, *, old_mac: str, address: str) -> None:
+def move(site: Site, domain: Domain, record: BoxRecord, *, old_mac: str) -> None:
     """Have the guest of a clone that is not connected yet take its own MAC address and address, and connect it."""
     folder = site.state.box(record.name)
     prefix = _network(site, record.settings.network).prefix_length
@@ -65,7 +65,7 @@ def move(site: Site, domain: Domain, record: BoxRecord, *, old_mac: str, address
         _ready_agent(domain, folder),
         old_mac=old_mac,
         mac=record.mac,
-        address=f"{address}/{prefix}",
+        address=f"{address_of(record.mac)}/{prefix}",
         limit=_LIMIT,
         check=partial(check_alive, domain, folder),
     )

@@ -43,6 +43,11 @@ def mac_of(address: str) -> str:
     return ":".join(["52", "54", *(f"{byte:02x}" for byte in IPv4Address(address).packed)])
 
 
+def address_of(mac: str) -> str:
+    """Return the address that `mac_of` made a MAC address of."""
+    return str(IPv4Address(bytes.fromhex(mac.replace(":", ""))[2:]))
+
+
 class Network:
     """A network that runs.  All methods raise HypervisorError when libvirt refuses."""
 
