@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vmimagemanager.boxes.record import BoxRecord
     from vmimagemanager.boxes.site import Site
     from vmimagemanager.boxes.status import Status
+    from vmimagemanager.boxes.storing import Stored
     from vmimagemanager.forks import Fork
     from vmimagemanager.guest.result import Result
     from vmimagemanager.guest.session import Session
@@ -101,6 +103,52 @@ class Box:
             entry.facts["changed"] = sorted(changed.keys)
             return changed
 
+    def update_image(self, *, reset: bool = False) -> Changed:
+        """Let the box go to the newest generation of its image: at its next reset, or with ``reset`` at once.
+
+        Its snapshots stay what they are.  Raises ConfigError for a box that is defined with a certain generation.
+        """
+        from vmimagemanager.boxes import define, life
+
+        with self._operation("update") as (record, entry):
+            changed = define.to_newest(self._site, record)
+            entry.facts["changed"] = sorted(changed.keys)
+            if not reset or not changed.keys:
+                return changed
+            self.disconnect()
+            life.reset(self._site, self._record())
+            return replace(changed, waits_for="")
+
+    def store(
+        self,
+        image: str,
+        *,
+        disk_format: str = "qcow2",
+        snapshot: str | None = None,
+        description: str = "",
+        progress: Progress = silent,
+    ) -> Stored:
+        """Make the box's disk a new generation of an image: that of a snapshot, or as it is now.
+
+        A guest that runs goes on running: its file systems are frozen for a moment, and its SSH sessions end.  What is
+        stored is an overlay on the box's own image ("qcow2"), or stands alone ("raw").  The image holds what the disk
+        holds, the keys that open the box included; new boxes of it get keys and a name of their own at their first
+        boot.
+
+        Raises BoxError for a guest that runs and cannot be asked to write out what it has in memory, SnapshotError,
+        ImageError, SpaceError; no generation is left then.
+        """
+        from vmimagemanager.boxes import storing
+
+        with self._operation("store") as (record, entry):
+            if snapshot is None:
+                self.disconnect()
+            wanted = storing.Wanted(image=image, disk_format=disk_format, snapshot=snapshot, description=description)
+            stored = storing.store(self._site, record, self._settled(record), wanted, progress=progress)
+            entry.phases |= stored.phases
+            entry.facts |= {"image": stored.image.address, "snapshot": snapshot or ""}
+            return stored
+
     def undefine(self, *, force: bool = False) -> None:
         """Remove the box with its disk, keys and snapshots; a running one only by ``force``.
 
@@ -150,6 +198,8 @@ class Box:
         with self._operation("restore") as (record, entry):
             self.disconnect()
             domain = self._settled(record)
+            folder = self._site.state.box(self.name)
+            life.require_bases(self._site, folder.layer(snapshots.find(folder, name).layer))
             subject = life.subject(self._site, record)
             restored = snapshots.restore(subject, domain, name, next_token=new_token(), disk_only=disk_only)
             entry.phases |= restored.phases

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -105,17 +105,45 @@ def chain(path: Path) -> tuple[Path, ...]:
     return tuple(Path(link["filename"]) for link in json.loads(finished.stdout))
 
 
-def convert(source: Path, target: Path, *, source_format: str, target_format: str = "qcow2") -> None:
+def convert(
+    source: Path, target: Path, *, source_format: str, target_format: str = "qcow2", options: Sequence[str] = ()
+) -> None:
     """Write what the guest sees in ``source`` to the new image ``target``: no chain, no internal snapshots, sparse.
 
-    Raises ImageError, SpaceError or ToolError; no ``target`` is left then.
+    ``options`` are further words for ``qemu-img convert``.  Raises ImageError, SpaceError or ToolError; no ``target``
+    is left then.
     """
-    formats = ["-f", source_format, "-O", target_format]
+    formats = ["-f", source_format, "-O", target_format, *options]
     try:
         _qemu_img("convert", "-q", *formats, source.absolute(), target.absolute(), path=source, limit=_LONG_LIMIT)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
+
+
+def convert_above(source: Path, target: Path, base: Path) -> None:
+    """Write what an overlay, and those between it and ``base``, hold to the new image ``target``, an overlay on it.
+
+    ``base`` is a qcow2 that ``source``, one of our own, stands on.  Raises ImageError, SpaceError or ToolError; no
+    ``target`` is left then.
+    """
+    below = info(source).backing
+    if below is None:
+        raise ImageError(f"The disk '{source}' stands on nothing.")
+    onto: list[str | Path] = ["-f", "qcow2", "-O", "qcow2", "-F", "qcow2", "-B", below.absolute()]
+    try:
+        _qemu_img("convert", "-q", *onto, source.absolute(), target.absolute(), path=source, limit=_LONG_LIMIT)
+        if below != base:  # only what the top one holds was written
+            words: list[str | Path] = ["-q", "-f", "qcow2", "-F", "qcow2", "-b", base.absolute(), target.absolute()]
+            _qemu_img("rebase", *words, path=target, limit=_LONG_LIMIT)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def name_backing(path: Path, name: str) -> None:
+    """Write into an overlay that what it stands on is called ``name``, in the folder that it will lie in."""
+    _qemu_img("rebase", "-u", "-q", "-f", "qcow2", "-F", "qcow2", "-b", name, path.absolute(), path=path)
 
 
 def check(path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vmimagemanager import names
 from vmimagemanager.box import Box
 from vmimagemanager.config import BoxSettings, Configuration, Moment, load
+from vmimagemanager.errors import UsageError
 from vmimagemanager.leases import Lease, Leases
 from vmimagemanager.progress import Progress, silent
 from vmimagemanager.state import StateDirectory
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
     from vmimagemanager.boxes.fsck import Examination
     from vmimagemanager.boxes.importing import Imported
     from vmimagemanager.boxes.site import Site
-    from vmimagemanager.images import ImageStore
+    from vmimagemanager.images import Image, ImageStore
+    from vmimagemanager.images.difference import Difference
+    from vmimagemanager.images.export import Exported
+    from vmimagemanager.images.pull import Pulled
+    from vmimagemanager.images.share import Pushed
+    from vmimagemanager.images.store import Pruned
     from vmimagemanager.pool import Pool
 
 
@@ -79,6 +85,62 @@ class Manager:
 
         removed, _ = self.images.remove(address, used_by=lambda: blobs_in_use(self.site))
         return tuple(image.address for image in removed)
+
+    def prune_images(self, name: str, *, keep: int, remove: bool = True) -> Pruned:
+        """Remove all generations of an image but the newest ``keep``; those that are pinned or in use stay.
+
+        Without ``remove`` nothing is removed, and the result says what would be.
+        """
+        from vmimagemanager.boxes.define import blobs_in_use
+
+        if keep < 1:
+            raise UsageError(f"{keep} generations cannot be kept: expected 1 or more.")
+        return self.images.prune(name, keep=keep, used_by=lambda: blobs_in_use(self.site), remove=remove)
+
+    def export_image(
+        self, address: str, target: str | Path, *, file_format: str | None = None, progress: Progress = silent
+    ) -> Exported:
+        """Write the disk of an image to a new file, in the format of its suffix unless ``file_format`` names one.
+
+        Formats are qcow2 (compressed), raw, vmdk (stream-optimised), vdi, vhdx and ova.  Raises UsageError, StateError
+        when there is such a file, ImageError for an image that was changed, SpaceError; no file is left then.
+        """
+        from vmimagemanager.images import export
+
+        image = self.images.get(address)
+        return export.export(self.images, image, Path(target), file_format=file_format, progress=progress)
+
+    def push_image(self, address: str, url: str, *, progress: Progress = silent) -> Pushed:
+        """Make a generation one of the shared store at ``url``: only what is not there travels.
+
+        ``url`` is a folder, or ``ssh://``, or of another kind that fsspec can write to.  Raises ImageError.
+        """
+        from vmimagemanager.images import share
+
+        return share.push(self.images, self.images.get(address), url, progress=progress)
+
+    def pull_image(self, address: str, url: str, *, progress: Progress = silent) -> Pulled:
+        """Make a generation of the shared store at ``url`` the newest one of its name here: see `push_image`.
+
+        Nothing of it is believed before it was compared with its digests.  Raises ImageError, or SpaceError; no
+        generation appears then, and the next try goes on where this one ended.
+        """
+        from vmimagemanager.images import pull
+
+        return pull.pull(self.images, self.state_directory, address, url, progress=progress)
+
+    def shared_images(self, url: str) -> tuple[Image, ...]:
+        """Return the generations of the shared store at ``url``; their files are not here."""
+        from vmimagemanager.images import share
+
+        return tuple(share.listing(self.images, url))
+
+    def compare_images(self, before: str, after: str, *, files: bool = False) -> Difference:
+        """Return how two images differ: in packages, and with ``files`` in files, for which both are read."""
+        from vmimagemanager.images import difference
+
+        images = self.images
+        return difference.compare(images, images.get(before), images.get(after), files=files)
 
     def boxes(self) -> tuple[str, ...]:
         """Return the names of all boxes, sorted."""
@@ -202,12 +264,16 @@ class Manager:
         limit = self.wait if wait is None else wait
         return self._leased_box(spares.acquire(self.site, names.Address.parse(snapshot), limit))
 
-    def fsck(self) -> Examination:
-        """Undo what killed processes left half done, then examine the state directory against itself and libvirt."""
+    def fsck(self, *, images: bool = False, progress: Progress = silent) -> Examination:
+        """Undo what killed processes left half done, then examine the state directory against itself and libvirt.
+
+        With ``images`` every file of the image store is read, too, and compared with its digest.
+        """
         from vmimagemanager.boxes.caretaker import Caretaker
         from vmimagemanager.boxes.fsck import examine
 
-        return examine(self.site, tuple(Caretaker(site=self.site, look_only=False).interrupted()))
+        put_right = tuple(Caretaker(site=self.site, look_only=False).interrupted())
+        return examine(self.site, put_right, images=images, progress=progress)
 
     def gc(self, *, remove: bool = False) -> tuple[Leftover, ...]:
         """Return what nobody needs: half-made things of killed processes, clones whose process has ended, old files.

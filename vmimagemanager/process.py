@@ -13,7 +13,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -81,6 +81,30 @@ def run(
     if check and finished.status != 0:
         raise failure(finished)
     return finished
+
+
+@contextmanager
+def beside(argv: Sequence[str | Path], ready: Callable[[], bool], *, limit: timedelta) -> Iterator[None]:
+    """Run a program beside the block: from the moment when ``ready`` holds until the block's end, when it is ended.
+
+    It ends with us, too, however that comes.  Raises ToolError when it ends before it is ready, DeadlineError when that
+    takes longer than ``limit``, which is not scaled.
+    """
+    words = tuple(map(str, (require("setpriv", package="util-linux"), "--pdeathsig", "TERM", "--", *argv)))
+    _log.debug("running %s beside", shlex.join(words))
+    with _started(words, None, None, stdin=False) as child:
+        try:
+
+            def is_ready() -> bool:
+                if child.poll() is not None and not ready():
+                    stdout, stderr = child.communicate()
+                    raise failure(Finished(argv=words, status=child.returncode, stdout=stdout, stderr=stderr))
+                return ready()
+
+            Deadline(limit, scaled=False).wait_for(f"'{argv[0]}' to be ready", is_ready, every=0.005)
+            yield
+        finally:
+            _end_group(child)
 
 
 def attached(argv: Sequence[str | Path], *, environment: Mapping[str, str] | None = None) -> int:

@@ -25,6 +25,8 @@ def parse(text: str, *, source: str) -> Record:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise StateError(f"'{source}' is not TOML: {error}.") from error
+    except RecursionError as error:
+        raise StateError(f"'{source}' is not TOML that anybody wrote: it is nested too deeply.") from error
 
 
 def read(path: Path, *, version: int) -> Record:

@@ -18,6 +18,7 @@ from vmimagemanager.boxes import define, life, spares
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.durable import occupied, remove_tree
 from vmimagemanager.errors import ForeignDomainError, LeaseError, StateError
+from vmimagemanager.images import pull
 from vmimagemanager.leases import Leases
 from vmimagemanager.names import is_name
 from vmimagemanager.units import Size
@@ -60,6 +61,8 @@ class Caretaker:
                 lease.release()
         for path, size in self.site.images.stale_stages(remove=not self.look_only):
             yield Leftover(what=f"the stage of an interrupted build '{path}'", size=size)
+        for path, size in pull.stale(state.path, remove=not self.look_only):
+            yield Leftover(what=f"what an interrupted pull fetched, '{path}'", size=size)
 
     def unneeded(self) -> Iterator[Leftover]:
         """Yield what outlived its last user.

@@ -20,7 +20,7 @@ from vmimagemanager.hypervisor import accelerator
 from vmimagemanager.hypervisor.connection import require_ownership
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.parts import Boot
-from vmimagemanager.images import Image
+from vmimagemanager.images import Image, chain
 from vmimagemanager.leases import owner
 from vmimagemanager.names import box_name
 from vmimagemanager.state import BoxFolder, staged_folder
@@ -66,6 +66,7 @@ def designed(site: Site, name: str, settings: BoxSettings, image: Image) -> tupl
         image=image.address,
         digests=dict(image.digests),
         base=str(image.disk),
+        base_format=image.disk_format,
         accelerator=choice.accelerator,
         accelerator_reason=choice.reason,
         adopted=False,
@@ -123,8 +124,11 @@ def adopt(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
     return record
 
 
-def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
-    """Apply changed settings to a box; a running guest gets them at its next start, a new image at the next reset."""
+def update(site: Site, record: BoxRecord, settings: BoxSettings, *, newest: bool = False) -> Changed:
+    """Apply changed settings to a box; a running guest gets them at its next start, a new image at the next reset.
+
+    With ``newest`` it goes to the newest generation of its image; else it keeps its own.
+    """
     _check_hooks(settings)
     before, after = record.settings.to_record(), settings.to_record()
     keys_changed = {
@@ -140,10 +144,15 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings) -> Changed:
         return Changed(keys=keys_changed, waits_for="the next start" if site.domain(record.name) else "")
     with site.images.locked():
         # An image that was not asked for anew stays the generation that it is.
-        pinned = settings.image == record.settings.image
+        pinned = settings.image == record.settings.image and not newest
         image = _image(site, record.name, replace(settings, image=record.image) if pinned else settings)
         changed = replace(
-            record, settings=settings, image=image.address, base=str(image.disk), digests=dict(image.digests)
+            record,
+            settings=settings,
+            image=image.address,
+            base=str(image.disk),
+            base_format=image.disk_format,
+            digests=dict(image.digests),
         )
         changed, base = _asked_for(site, changed, image)
         if "disks" not in keys_changed:
@@ -193,18 +202,49 @@ def ensure_defined(site: Site, record: BoxRecord) -> DomainXml:
 
 
 def blobs_in_use(site: Site) -> dict[str, Collection[str]]:
-    """Return the digests of the blobs that boxes stand on, each with the names of those boxes."""
+    """Return the digests of the blobs that boxes stand on, and the addresses of the images that they are made of.
+
+    Each is there with the names of those boxes.
+    """
     users: dict[str, set[str]] = {}
     for name in site.state.box_names():
         folder = site.state.box(name)
-        digests = set(BoxRecord.read(folder).digests.values())
+        record = BoxRecord.read(folder)
+        digests = {record.image, *record.digests.values(), *(link.name for link in _below(record))}
         tops = [folder.overlay, *(folder.layers.iterdir() if folder.layers.is_dir() else ())]
         for top in tops:
             if top.exists():
-                digests |= {link.name for link in disks.chain(top)}
+                if chain.head(top) is None:
+                    raise ImageError(
+                        f"The disk '{top}' is damaged, so that nobody knows what it stands on.",
+                        hint="vmimagemanager fsck",
+                    )
+                digests |= {link.name for link in chain.walk(top)}
         for digest in digests:
             users.setdefault(digest, set()).add(name)
     return {digest: tuple(sorted(names)) for digest, names in users.items()}
+
+
+def to_newest(site: Site, record: BoxRecord) -> Changed:
+    """Let a box go to the newest generation of its image at its next reset.
+
+    Raises BoxError for an adopted domain, ConfigError for a box whose settings name a certain generation.
+    """
+    if record.adopted or record.settings.image is None:
+        raise BoxError(f"The box '{record.name}' was made of a domain: there is no newer image of it.")
+    if ":" in record.settings.image:
+        name = record.settings.image.partition(":")[0]
+        raise ConfigError(
+            f"The box '{record.name}' is defined with the generation '{record.settings.image}', and stays on it.",
+            hint=f"vmimagemanager define --update {record.name} --image {name}",
+        )
+    return update(site, record, record.settings, newest=True)
+
+
+def _below(record: BoxRecord) -> tuple[Path, ...]:
+    """Return what the base of a box stands on, itself included; of a raw one nothing is believed."""
+    base = Path(record.base)
+    return (base,) if record.base_format == "raw" or record.adopted else tuple(chain.walk(base))
 
 
 def _image(site: Site, name: str, settings: BoxSettings) -> Image:
@@ -214,10 +254,7 @@ def _image(site: Site, name: str, settings: BoxSettings) -> Image:
             hint=f"vmimagemanager define {name} --image debian-12; or set 'image' in the configuration",
         )
     image = site.images.get(settings.image)
-    if not image.disk.exists():
-        raise ImageError(
-            f"The image '{image.address}' is damaged: its disk is missing.", hint="vmimagemanager image list"
-        )
+    site.images.require_whole(image)
     return image
 
 

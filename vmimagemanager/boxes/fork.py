@@ -74,6 +74,7 @@ def forkable(site: Site, record: BoxRecord, snapshot: str) -> Manifest:
         )
     snapshots.require_whole(site.state.box(record.name), manifest)
     snapshots.require_platform(site.hypervisor, site.state.box(record.name), manifest)
+    life.require_bases(site, site.state.box(record.name).layer(manifest.layer))
     frozen = DomainXml.read(site.state.box(record.name).snapshot(snapshot).definition)
     if frozen.lan_card is not None:
         raise SnapshotError(

@@ -18,6 +18,7 @@ from vmimagemanager.hypervisor.connection import require_ownership
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.leases import Leases
 from vmimagemanager.names import Address
+from vmimagemanager.progress import Progress, silent
 from vmimagemanager.state import BoxFolder
 
 _PURPOSE = "examining the state directory"
@@ -41,12 +42,18 @@ class Examination:
     in_use: tuple[str, ...]
 
 
-def examine(site: Site, put_right: tuple[Leftover, ...]) -> Examination:
+def examine(
+    site: Site, put_right: tuple[Leftover, ...], *, images: bool = False, progress: Progress = silent
+) -> Examination:
     """Examine every box that nobody else leases: its record, definition, domain, keys, disks and snapshots.
 
-    The content of disks and memory is not read.
+    With ``images`` every file of the image store is read and compared with its digest.  The content of other disks, and
+    that of memory, is not read.
     """
     findings: list[Finding] = []
+    if images:
+        for where, error in site.images.examine(progress):
+            findings.append(Finding(where=where, what=error.message, hint=error.hint or "vmimagemanager image list"))
     in_use: list[str] = []
     for name in site.state.box_names():
         try:

@@ -23,6 +23,7 @@ from vmimagemanager.guest.repair import CloneIdentity, Proof, new_token, plant_a
 from vmimagemanager.guest.result import Runner
 from vmimagemanager.hypervisor import launch
 from vmimagemanager.hypervisor.domain import Domain, DomainState
+from vmimagemanager.images import chain
 from vmimagemanager.state import BoxFolder
 
 _IDENTITY_LIMIT = timedelta(seconds=20)
@@ -120,6 +121,11 @@ def reset(site: Site, record: BoxRecord) -> None:
     snapshots.sweep(folder)
 
 
+def require_bases(site: Site, *files: Path) -> None:
+    """Raise ImageError when a file of the image store that one of ``files`` is or stands on was changed."""
+    site.images.require_intact(link for path in files for link in chain.walk(path))
+
+
 def subject(site: Site, record: BoxRecord) -> snapshots.Subject:
     """Return the box as the snapshot engines see it."""
     folder = site.state.box(record.name)
@@ -162,6 +168,7 @@ def _boot(site: Site, record: BoxRecord, folder: BoxFolder) -> Domain:
                 f"The disk '{overlay}' is damaged: it is not a qcow2 image any more.",
                 hint=f"Restore a snapshot of the box, or start from its image: vmimagemanager reset {record.name}",
             )
+    require_bases(site, *map(folder.overlay_of, folder.disks), *definition.boot_files)
     with translate_os_errors("remove", folder.console_log):
         folder.console_log.unlink(missing_ok=True)
     ram = None

@@ -29,7 +29,8 @@ class BoxRecord:
     are copied from, or empty: libvirt makes them anew.
     ``fork_of`` is the address of the snapshot that a clone was made of, or empty; a ``temporary`` box ends with the
     process that leases it.  ``spare`` is the token in the memory of a paused clone that a pool keeps ready, or empty.
-    ``lan`` is a clone's place in the common network of its fork.
+    ``lan`` is a clone's place in the common network of its fork.  ``base_format`` is empty in records that are older
+    than raw images: there it is told by the base itself.
     """
 
     name: str
@@ -50,12 +51,13 @@ class BoxRecord:
     temporary: bool = False
     spare: str = ""
     lan: Lan | None = None
+    base_format: str = ""
 
     @property
     def bases(self) -> dict[str, Backing]:
         """What all of its disks stand on when nothing was written to them."""
         base = Path(self.base)
-        return {FIRST_DISK: Backing(path=base, format=detect_format(base) or "raw"), **self.disks}
+        return {FIRST_DISK: Backing(path=base, format=self.base_format or detect_format(base) or "raw"), **self.disks}
 
     @property
     def machine_id(self) -> str:
@@ -82,6 +84,7 @@ class BoxRecord:
             "mac": self.mac,
             "image": self.image,
             "base": self.base,
+            "base-format": self.base_format or None,
             "accelerator": self.accelerator.value,
             "accelerator-reason": self.accelerator_reason,
             "adopted": self.adopted,
@@ -109,6 +112,7 @@ class BoxRecord:
                 mac=record["mac"],
                 image=record["image"],
                 base=record["base"],
+                base_format=record.get("base-format", ""),
                 accelerator=Accelerator(record["accelerator"]),
                 accelerator_reason=record["accelerator-reason"],
                 adopted=record["adopted"],

@@ -6,22 +6,24 @@ import click
 
 from vmimagemanager.cli import screen
 from vmimagemanager.cli.invocation import Invocation
+from vmimagemanager.cli.progress import shown
 from vmimagemanager.cli.verb import verb
 from vmimagemanager.errors import StateError
 
 
 @verb("fsck", documents=True)
+@click.option("--images", is_flag=True, help="Read every file of the image store, and compare it with its digest.")
 @click.pass_obj
-def fsck(invocation: Invocation) -> int:
+def fsck(invocation: Invocation, *, images: bool) -> int:
     """Examine the state directory against itself and against libvirt.
 
     What killed processes left half done is put right first. A box that somebody is at work on is not examined. The
-    content of disks and memory is not read.
+    content of boxes' disks and memory is not read.
     """
     from vmimagemanager.report import care as report
 
-    with invocation.open() as manager:
-        examination = manager.fsck()
+    with invocation.open() as manager, shown(invocation) as progress:
+        examination = manager.fsck(images=images, progress=progress)
     if invocation.json:
         screen.emit("fsck", report.fsck_document(examination))
     else:

@@ -1,4 +1,4 @@
-"""image build, list, show, remove."""
+"""image build, list, show, remove; what goes to other places is in `imagefiles`, what thins out in `generations`."""
 
 from __future__ import annotations
 
@@ -45,17 +45,27 @@ def build(invocation: Invocation, name: str, mirror: str | None, description: st
 
 
 @verb_of(image, "list", documents=True)
+@click.argument("url", metavar="[URL]", required=False)
+@click.option("--where", metavar="EXPRESSION", default="", help="Only those: 'os=debian release>=12 packages~gcc'.")
 @click.pass_obj
-def list_images(invocation: Invocation) -> None:
-    """List every generation of every image."""
+def list_images(invocation: Invocation, url: str | None, where: str) -> None:
+    """List every generation of every image, or of those in a shared store.
+
+    With --where only those whose attributes are so: KEY=VALUE, also != ~ !~ < <= > >=, with blanks between them.
+    """
+    from vmimagemanager.images.selection import Selection
     from vmimagemanager.report import images as report
 
+    selection = Selection.parse(where)
     with invocation.open() as manager:
-        found = manager.images.list()
+        listed = manager.images.list() if url is None else manager.shared_images(url)
+        found = [each for each in listed if selection.holds(each)]
     if invocation.json:
         screen.emit("images", {"images": [report.document(each) for each in found]})
     elif found:
         screen.table(report.HEADER, map(report.row, found))
+    elif not invocation.quiet and (listed or url is not None):
+        screen.note("There are no such images.")
     elif not invocation.quiet:
         screen.note("There are no images yet: 'vmimagemanager image build debian-12' makes one.")
 

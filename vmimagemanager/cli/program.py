@@ -23,9 +23,13 @@ class Entry:
 
 
 SECTIONS = {
-    "Images": (Entry("image", "images", "image", "Build, list, show and remove base images."),),
+    "Images": (
+        Entry("image", "everyimage", "image", "Build, list, compare, export, push, pull and remove base images."),
+        Entry("store", "storing", "store", "Make the disk of a box an image."),
+    ),
     "Boxes": (
         Entry("define", "definition", "define", "Make a new box, or change one with --update."),
+        Entry("update", "storing", "update", "Let boxes go to the newest generations of their images."),
         Entry("adopt", "definition", "adopt", "Make a box of an existing libvirt domain."),
         Entry("undefine", "definition", "undefine", "Remove boxes with their disks and snapshots."),
         Entry("up", "life", "up", "Start boxes and wait until they are ready."),

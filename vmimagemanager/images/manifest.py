@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from vmimagemanager import records
 from vmimagemanager.errors import StateError, UsageError
+from vmimagemanager.names import quoted
 from vmimagemanager.units import Size
 
 Value = TypeVar("Value")
@@ -20,7 +21,10 @@ FILE = "manifest.toml"
 ROLES = ("disk", "kernel", "initrd")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._+-]{0,62}", re.ASCII)
 _ADDRESS = re.compile(r"(?P<name>[^:]*)(?::(?P<generation>[1-9][0-9]{0,8}))?", re.ASCII)
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{128}", re.ASCII)
+_MOST_PARENTS = 64
+_LONGEST_LINE = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,11 @@ class Image:
     ``digests`` holds the SHA-512 of each file by its role: disk, and kernel and initrd where the box is started with
     them directly; ``firmware`` is what the disk's own boot loader needs.  ``agent`` says that a QEMU guest agent is in
     it, ``user`` whom to log in as.  ``packages`` maps installed packages to versions, as far as known.
+
+    A stored disk can be an overlay: ``parents`` are the digests of the disks below it, the nearest first.  ``sizes``
+    holds the bytes of each file, those of the parents included, by its digest.  ``os`` and ``release`` say what system
+    it is ("debian", "12"), ``source`` what it was made of, and ``stored_from`` which box or snapshot was stored, each
+    empty when that is not known.  A ``pinned`` one is not removed.
     """
 
     name: str
@@ -48,11 +57,23 @@ class Image:
     user: str = "root"
     digests: Mapping[str, str] = field(hash=False)
     packages: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
+    parents: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict, hash=False, repr=False)
+    os: str = ""
+    release: str = ""
+    source: str = ""
+    stored_from: str = ""
+    pinned: bool = field(default=False, compare=False)
 
     @property
     def address(self) -> str:
         """The name with the generation, which means this very image for ever: ``debian-12:3``."""
         return f"{self.name}:{self.generation}"
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """The digests of all files that it cannot do without, those that its disk stands on included."""
+        return frozenset((*self.digests.values(), *self.parents))
 
     @property
     def files(self) -> dict[str, Path]:
@@ -80,9 +101,24 @@ def parse_address(text: str) -> tuple[str, int | None]:
     return parse_name(match["name"]), int(generation) if generation else None
 
 
+def is_name(text: str) -> bool:
+    """Say whether ``text`` could name an image."""
+    return _NAME.fullmatch(text) is not None
+
+
+def is_digest(text: str) -> bool:
+    """Say whether ``text`` could name a blob."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def write(folder: Path, image: Image) -> None:
     """Write the manifest of ``image`` into ``folder``."""
-    record = {
+    records.write(folder / FILE, to_record(image), version=VERSION)
+
+
+def to_record(image: Image) -> records.Record:
+    """Return what a manifest says of ``image``; what is not known is left out."""
+    return {
         "name": image.name,
         "generation": image.generation,
         "created": image.created,
@@ -94,52 +130,125 @@ def write(folder: Path, image: Image) -> None:
         "firmware": image.firmware,
         "agent": image.agent,
         "user": image.user,
+        "os": image.os or None,
+        "release": image.release or None,
+        "source": image.source or None,
+        "stored_from": image.stored_from or None,
+        "parents": list(image.parents) or None,
         "digests": dict(image.digests),
+        "sizes": dict(image.sizes) or None,
         "packages": dict(image.packages),
     }
-    records.write(folder / FILE, record, version=VERSION)
 
 
 def read(folder: Path, blob: Callable[[str], Path]) -> Image:
     """Read the manifest in ``folder``; ``blob`` says where the file with a digest is.  Raises StateError."""
     path = folder / FILE
-    record = records.read(path, version=VERSION)
+    return from_record(records.read(path, version=VERSION), blob, source=str(path))
+
+
+def from_record(record: Mapping[str, Any], blob: Callable[[str], Path], *, source: str) -> Image:
+    """Return the image that a manifest describes, whoever wrote it; raise StateError that names ``source``.
+
+    Whatever it says is of the right type and could be true; nothing is looked at beside it.
+    """
     try:
-        digests = _digests(record["digests"])
+        digests = _digests(_expect(record, "digests", dict))
         return Image(
-            name=_expect(record, "name", str),
-            generation=_expect(record, "generation", int),
-            created=_expect(record, "created", datetime),
+            name=_checked(_NAME, record, "name"),
+            generation=_at_least(1, _expect(record, "generation", int), "generation"),
+            created=_moment(record),
             description=_expect(record, "description", str),
             architecture=_expect(record, "architecture", str),
             disk=blob(digests["disk"]),
-            disk_format=_expect(record, "disk_format", str),
-            disk_size=Size(_expect(record, "disk_size", int)),
+            disk_format=_one_of(("qcow2", "raw"), record, "disk_format"),
+            disk_size=Size(_at_least(0, _expect(record, "disk_size", int), "disk_size")),
             kernel=blob(digests["kernel"]) if "kernel" in digests else None,
             initrd=blob(digests["initrd"]) if "initrd" in digests else None,
-            command_line=_expect(record, "command_line", str),
-            firmware=str(record.get("firmware", "bios")),
+            command_line=_line(record, "command_line"),
+            firmware=_one_of(("bios", "uefi"), {"firmware": "bios", **record}, "firmware"),
             agent=_expect(record, "agent", bool),
-            user=_expect(record, "user", str),
+            user=_checked(_USER, record, "user"),
             digests=digests,
-            packages={str(name): str(version) for name, version in dict(record["packages"]).items()},
+            packages=_texts(_expect(record, "packages", dict)),
+            parents=_parents(record),
+            sizes=_sizes(record),
+            os=_line({"os": "", **record}, "os"),
+            release=_line({"release": "", **record}, "release"),
+            source=_line({"source": "", **record}, "source"),
+            stored_from=_line({"stored_from": "", **record}, "stored_from"),
         )
     except KeyError as error:
-        raise StateError(f"The manifest '{path}' lacks the key {error}.") from error
+        raise StateError(f"The manifest '{source}' lacks the key {error}.") from error
     except (TypeError, ValueError) as error:
-        raise StateError(f"The manifest '{path}' is damaged: {error}.") from error
+        raise StateError(f"The manifest '{source}' is damaged: {error}.") from error
 
 
 def _expect(record: Mapping[str, Any], key: str, kind: type[Value]) -> Value:
     value = record[key]
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"'{key}' is not of type {kind.__name__}")
     return value
 
 
+def _line(record: Mapping[str, Any], key: str) -> str:
+    text = _expect(record, key, str)
+    if not text.isprintable() or len(text) > _LONGEST_LINE:
+        raise ValueError(f"'{key}' is not one line of text")
+    return text
+
+
+def _checked(pattern: re.Pattern[str], record: Mapping[str, Any], key: str) -> str:
+    text = _expect(record, key, str)
+    if not pattern.fullmatch(text):
+        raise ValueError(f"{quoted(text)} cannot be a {key}")
+    return text
+
+
+def _one_of(known: Collection[str], record: Mapping[str, Any], key: str) -> str:
+    text = _expect(record, key, str)
+    if text not in known:
+        raise ValueError(f"'{key}' is {quoted(text)}: expected {' or '.join(known)}")
+    return text
+
+
+def _at_least(least: int, number: int, key: str) -> int:
+    if not least <= number < 1 << 63:
+        raise ValueError(f"'{key}' is {quoted(str(number))}")
+    return number
+
+
+def _moment(record: Mapping[str, Any]) -> datetime:
+    moment = _expect(record, "created", datetime)
+    if moment.tzinfo is None:
+        raise ValueError("'created' has no time zone")
+    return moment
+
+
+def _texts(found: Mapping[Any, Any]) -> dict[str, str]:
+    if not all(isinstance(version, str) for version in found.values()):
+        raise ValueError("'packages' is not a table of texts")
+    return dict(found)
+
+
+def _digest(found: object, what: str) -> str:
+    if not isinstance(found, str) or not is_digest(found):
+        raise ValueError(f"the digest of {what} is not a SHA-512 in hexadecimal")
+    return found
+
+
 def _digests(found: Mapping[str, Any]) -> dict[str, str]:
-    digests = {role: str(found[role]) for role in ROLES if role in found}
-    for role, digest in digests.items():
-        if not _DIGEST.fullmatch(digest):
-            raise ValueError(f"the digest of the {role} is not a SHA-512 in hexadecimal")
-    return digests
+    return {role: _digest(found[role], f"the {role}") for role in ROLES if role in found}
+
+
+def _parents(record: Mapping[str, Any]) -> tuple[str, ...]:
+    found = _expect({"parents": [], **record}, "parents", list)
+    parents = tuple(_digest(one, "a parent") for one in found)
+    if len(set(parents)) != len(parents) or len(parents) > _MOST_PARENTS:
+        raise ValueError("'parents' names one twice, or too many")
+    return parents
+
+
+def _sizes(record: Mapping[str, Any]) -> dict[str, int]:
+    found = _expect({"sizes": {}, **record}, "sizes", dict)
+    return {_digest(digest, "a size"): _at_least(0, _expect(found, digest, int), "sizes") for digest in found}

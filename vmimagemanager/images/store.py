@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import logging
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from vmimagemanager.durable import (
     occupied,
     publish,
     remove_tree,
+    replace_file,
     require_space,
     translate_os_errors,
 )
-from vmimagemanager.errors import ImageError, StateError
-from vmimagemanager.images import catalogue, debian, manifest
+from vmimagemanager.errors import ImageError, StateError, VmimError
+from vmimagemanager.images import catalogue, chain, debian, manifest
 from vmimagemanager.images.blobs import Blobs, digest_of
 from vmimagemanager.images.layout import COMMAND_LINE
 from vmimagemanager.images.manifest import Image
@@ -36,6 +38,16 @@ _log = logging.getLogger(__name__)
 _LIMIT = timedelta(minutes=2)
 
 InUse = Callable[[], Mapping[str, Collection[str]]]
+_PIN = "pinned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """The generations that were removed, or would be; those that were spared, and why; and the space that it gives."""
+
+    removed: tuple[Image, ...]
+    spared: Mapping[Image, str]
+    freed: Size
 
 
 class ImageStore:
@@ -43,12 +55,14 @@ class ImageStore:
 
         blobs/sha512/<digest>                     immutable files, 0444, shared by all generations that have them
         images/<name>/<generation>/manifest.toml  names its blobs; the highest generation is the latest
+        images/<name>/<generation>/pinned         there when the generation is not to be removed
         images/lock                               held while something appears or disappears
         stage/images/<token>/                     builds in progress, see stage.py
 
     A generation is there when its manifest is: blobs are moved in first and the folder with the manifest is renamed
     last, both under the lock.  A process that is killed in between leaves blobs that no manifest names; the next
-    `remove` takes them away.
+    `remove` takes them away.  A disk can be an overlay on another blob, which it names by its digest (see `chain`): a
+    blob stays as long as a generation, or a box, stands on it.
     """
 
     def __init__(self, state: Path) -> None:
@@ -100,6 +114,9 @@ class ImageStore:
                     agent=True,
                     digests={},
                     packages=built.packages,
+                    os=recipe.name.split("-")[0],
+                    release=recipe.name.split("-")[1],
+                    source=f"recipe {recipe.name}",
                 ),
             )
         progress("done", 1.0)
@@ -148,6 +165,7 @@ class ImageStore:
                     agent=agent,
                     user=user,
                     digests={},
+                    source=disk.name if disk.name.isprintable() else "",
                 ),
                 reuse=reuse,
             )
@@ -155,34 +173,123 @@ class ImageStore:
     def remove(self, address: str, *, used_by: InUse) -> tuple[Sequence[Image], Size]:
         """Remove ``name:3``, or all generations of ``name``; return what was removed and the space that it gave.
 
-        ``used_by`` is asked under the lock for the digests that boxes stand on, each with the names of its users.  A
-        digest that only the removed generations provide and somebody uses makes this raise ImageError, and nothing is
-        removed.  Blobs that nobody needs any more go too, also those that a killed process left.
+        ``used_by`` is asked under the lock for the digests that boxes stand on and the addresses of the generations
+        that they are made of, each with the names of its users.  A generation that somebody uses, or a digest that only
+        the removed ones provide, makes this raise ImageError, and nothing is removed.  Blobs that nobody needs any more
+        go too, also those that a killed process left.
         """
         name, generation = manifest.parse_address(address)
         with self.locked():
             latest = self.get(address)
             removed = [latest] if generation is not None else [each for each in self.list() if each.name == name]
-            addresses = {image.address for image in removed}
-            kept = {
-                digest for image in self.list() if image.address not in addresses for digest in image.digests.values()
-            }
+            for image in removed:
+                if image.pinned:
+                    raise ImageError(
+                        f"The image '{image.address}' is pinned.",
+                        hint=f"vmimagemanager image unpin {image.address}",
+                    )
             used = used_by()
-            going = {digest for image in removed for digest in image.digests.values()} - kept
-            users = sorted({user for digest in going for user in used.get(digest, ())})
+            users = self._users(removed, used)
             if users:
                 raise ImageError(
                     f"The image '{address}' is in use by {', '.join(users)}.",
                     hint=f"Undefine what stands on it first: vmimagemanager undefine {users[0]}",
                 )
-            for image in removed:
-                self._unpublish(image)
-            return removed, self._blobs.sweep(kept | set(used))
+            return removed, self._remove(removed, used)
+
+    def prune(self, name: str, *, keep: int, used_by: InUse, remove: bool) -> Pruned:
+        """Remove all generations of ``name`` but the newest ``keep``, those that are pinned and those in use.
+
+        Without ``remove`` it is only said which those are.  Raises ImageError when there is no image of that name.
+        """
+        with self.locked():
+            latest = self.get(manifest.parse_name(name))
+            family = [image for image in self.list() if image.name == latest.name]
+            used = used_by()
+            spared, going = {}, []
+            for image in family[: -keep or None]:
+                users = self._users([image], used)
+                if image.pinned or users:
+                    spared[image] = "pinned" if image.pinned else f"in use by {', '.join(users)}"
+                else:
+                    going.append(image)
+            blobs = self._going(going) - set(used)
+            freed = Size(sum(occupied(self._blobs.path(digest)).bytes for digest in blobs))
+            if remove:
+                freed = self._remove(going, used)
+            return Pruned(removed=tuple(going), spared=spared, freed=freed)
+
+    def pin(self, address: str, *, pinned: bool) -> Image:
+        """Keep a generation from being removed, or let it be removed again; return it."""
+        with self.locked():
+            image = self.get(address)
+            mark = self._images / image.name / str(image.generation) / _PIN
+            if pinned:
+                replace_file(mark, b"")
+            else:
+                remove_tree(mark)
+        return replace(image, pinned=pinned)
+
+    def blob(self, digest: str) -> Path:
+        """Return where the file with this digest is, or would be."""
+        return self._blobs.path(digest)
+
+    def has(self, digest: str) -> bool:
+        """Say whether there is a blob with this digest, and it was not changed."""
+        try:
+            self._blobs.seals.require(self._blobs.path(digest))
+        except ImageError:
+            return False
+        return True
 
     def verify(self, image: Image) -> None:
-        """Raise ImageError when a file of the image is missing or has not the content that its digest says."""
-        for digest in image.digests.values():
+        """Raise ImageError when a file of the image, or one that it stands on, is missing or was changed.
+
+        All of them are read, which takes a second for each half gigabyte or so.
+        """
+        for digest in sorted(image.needed):
             self._blobs.verify(digest)
+        self._require_parents(image)
+
+    def examine(self, progress: Progress = silent) -> Iterator[tuple[str, VmimError]]:
+        """Yield what is wrong with images, each with the address of one; every file of theirs is read."""
+        found: list[Image] = []
+        for name in self._names():
+            for generation in self._generations(name):
+                try:
+                    found.append(self._read(name, generation))
+                except VmimError as error:
+                    yield f"{name}:{generation}", error
+        users: dict[str, list[str]] = {}
+        for image in found:
+            for digest in image.needed:
+                users.setdefault(digest, []).append(image.address)
+        for number, digest in enumerate(sorted(users)):
+            progress("reading images", number / len(users))
+            try:
+                self._blobs.verify(digest)
+            except VmimError as error:
+                yield ", ".join(users[digest]), error
+        for image in found:
+            try:
+                self._require_parents(image)
+            except VmimError as error:
+                yield image.address, error
+
+    def require_whole(self, image: Image) -> None:
+        """Raise ImageError when a file of the image is missing, was changed, or stands on what it should not.
+
+        A file is read only when it was not yet read on this host, or looks as if it had been written to since.
+        """
+        for digest in sorted(image.needed):
+            self._blobs.seals.require(self._blobs.path(digest))
+        self._require_parents(image)
+
+    def require_intact(self, paths: Iterable[Path]) -> None:
+        """Raise ImageError when one of those paths that are blobs was changed; others are not looked at."""
+        for path in paths:
+            if self._blobs.holds(path):
+                self._blobs.seals.require(path)
 
     def unneeded_blobs(self, used_by: InUse, *, remove: bool) -> Sequence[tuple[Path, Size]]:
         """Return the blobs that no image has and nothing stands on, with what they take; remove them if asked to.
@@ -190,7 +297,7 @@ class ImageStore:
         ``used_by`` is asked as for `remove`.
         """
         with self.locked():
-            needed = {digest for image in self.list() for digest in image.digests.values()} | set(used_by())
+            needed = {digest for image in self.list() for digest in image.needed} | set(used_by())
             found = [(path, occupied(path)) for path in self._blobs.unneeded(needed)]
             if remove:
                 self._blobs.sweep(needed)
@@ -211,21 +318,77 @@ class ImageStore:
         finally:
             lock.release()
 
-    def _publish(self, own: Path, image: Image, *, reuse: bool = False) -> Image:
-        digests = {role: digest_of(path) for role, path in image.files.items()}
-        for path in image.files.values():
-            fsync_path(path)  # the long flush before the lock, not under it
+    def publish(
+        self, own: Path, image: Image, *, reuse: bool = False, below: Mapping[str, Path] | None = None
+    ) -> Image:
+        """Make what lies in the stage ``own`` the latest generation of its name, and return it.
+
+        The paths of ``image`` are files of the stage, or blobs that are there already; what it says of generation,
+        digests, sizes and parents is found out.  ``below`` are staged files that it consists of, or that its disk
+        stands on, by their digests, which are their names and were compared with them.  With ``reuse`` a generation
+        that is the same in all but its age is returned instead.
+
+        Raises ImageError when the disk stands on what is not there, or is not in the store.
+        """
+        return self._publish(own, image, reuse=reuse, below=below)
+
+    def _publish(
+        self, own: Path, image: Image, *, reuse: bool = False, below: Mapping[str, Path] | None = None
+    ) -> Image:
+        below = below or {}
+        with ThreadPoolExecutor(max_workers=1) as beside:  # the long flush before the lock, not under it
+            flushed = [beside.submit(_flush, path) for path in {*image.files.values(), *below.values()}]
+            digests = {role: self._digest(path, below) for role, path in image.files.items()}
+            for each in flushed:
+                each.result()
         with self.locked():
-            if reuse and (same := self._same(replace(image, digests=digests))) is not None:
+            parents: tuple[str, ...] = ()
+            if image.disk_format == "qcow2":
+                parents = chain.parents(image.disk, lambda digest: below.get(digest, self._blobs.path(digest)))
+            places = {
+                **{digest: below.get(digest, self._blobs.path(digest)) for digest in parents},
+                **{digests[role]: path for role, path in image.files.items()},
+            }
+            sizes = {digest: path.stat().st_size for digest, path in places.items()}
+            image = replace(image, digests=digests, parents=parents, sizes=sizes)
+            for digest, path in places.items():
+                self._blobs.keep(path, digest)
+            if reuse and (same := self._same(image)) is not None:
                 return same
-            for role, path in image.files.items():
-                self._blobs.keep(path, digests[role])
             family = make_folder(self._images / image.name)
             generation = max(self._generations(image.name), default=0) + 1
             folder = make_folder(own / "generation")
-            manifest.write(folder, replace(image, generation=generation, digests=digests))
+            manifest.write(folder, replace(image, generation=generation))
             publish(folder, family / str(generation))
             return self._read(image.name, generation)
+
+    def _digest(self, path: Path, compared: Mapping[str, Path]) -> str:
+        return path.name if self._blobs.holds(path) or compared.get(path.name) == path else digest_of(path)
+
+    def _require_parents(self, image: Image) -> None:
+        found = chain.parents(image.disk, self._blobs.path) if image.disk_format == "qcow2" else ()
+        if found != image.parents:
+            raise ImageError(
+                f"The disk of the image '{image.address}' stands on other disks than its manifest says.",
+                hint=f"vmimagemanager image remove {image.address}",
+            )
+
+    def _users(self, removed: Collection[Image], used: Mapping[str, Collection[str]]) -> Sequence[str]:
+        """Return who uses one of these generations, or a file that nothing else needs."""
+        asked = {image.address for image in removed} | self._going(removed)
+        return sorted({user for each in asked for user in used.get(each, ())})
+
+    def _going(self, removed: Collection[Image]) -> set[str]:
+        """Return the digests that nothing but the ``removed`` generations needs."""
+        addresses = {image.address for image in removed}
+        kept = {digest for image in self.list() if image.address not in addresses for digest in image.needed}
+        return {digest for image in removed for digest in image.needed} - kept
+
+    def _remove(self, removed: Iterable[Image], used: Mapping[str, Collection[str]]) -> Size:
+        for image in removed:
+            self._unpublish(image)
+        needed = {digest for image in self.list() for digest in image.needed}
+        return self._blobs.sweep(needed | set(used))
 
     def _same(self, image: Image) -> Image | None:
         for other in self.list():
@@ -259,7 +422,7 @@ class ImageStore:
 
     def _read(self, name: str, generation: int) -> Image:
         folder = self._images / name / str(generation)
-        image = manifest.read(folder, self._blobs.path)
+        image = replace(manifest.read(folder, self._blobs.path), pinned=(folder / _PIN).exists())
         if (image.name, image.generation) != (name, generation):
             raise StateError(f"The manifest in '{folder}' is that of '{image.address}'.")
         return image
@@ -294,6 +457,11 @@ def _taken_in(disk: Path, disk_format: str | None, own: Path) -> Path:
     disks.convert(copy, target, source_format=found)
     copy.unlink()
     return target
+
+
+def _flush(path: Path) -> None:
+    with translate_os_errors("flush", path):
+        fsync_path(path)
 
 
 def _copied(source: Path | None, target: Path) -> Path | None:

@@ -1,0 +1,197 @@
+r"""What is in the file system of a disk, read without mounting it: the host's kernel trusts no guest's.
+
+QEMU's storage daemon shows a qcow2, with all that it stands on, as a plain file (through FUSE), or where that cannot be
+done the disk is written out as one.  **debugfs**\(8) reads ext2, ext3 and ext4 in that file, as a program of its own,
+read-only.  Partitions are found by **sfdisk**\(8).  Files are asked for by the numbers of their inodes, so that no name
+of the guest's is ever read as a command.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from vmimagemanager import disks, process
+from vmimagemanager.durable import translate_os_errors
+from vmimagemanager.errors import ImageError, ToolError
+
+_log = logging.getLogger(__name__)
+_LIMIT = timedelta(minutes=10)
+_START_LIMIT = timedelta(seconds=20)
+_AT_ONCE = 2000  # inodes that one debugfs is asked for
+_ROOT = 2  # the inode of an ext file system's root, always
+_MAGIC_AT, _MAGIC = 0x438, b"\x53\xef"
+_ENTRY = re.compile(rb"^/(\d+)/(\d+)/(\d+)/(\d+)/([^/\0]*)/(\d*)/$", re.MULTILINE)
+_INODE = re.compile(rb"^Inode: (\d+) +Type: ", re.MULTILINE)
+_MODIFIED = re.compile(rb"^ *mtime: (0x[0-9a-f]+(?::[0-9a-f]+)?) ", re.MULTILINE)
+_LINK = re.compile(rb'^Fast link dest: "(.*)"$', re.MULTILINE | re.DOTALL)
+_FOLDER = 0o40000
+_STATUS = b"/var/lib/dpkg/status"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """One name in a file system: the inode's mode in octal, owner, bytes, time of last change, and a link's target.
+
+    ``modified`` is as the file system has it, to be compared alone; it is empty for folders.
+    """
+
+    mode: str
+    owner: tuple[int, int]
+    size: int
+    modified: str = ""
+    target: bytes = b""
+
+
+class FileSystem:
+    """The file system of one disk.  Raises ToolError when debugfs fails, as it does for one that is damaged."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        self._device = f"{path}?offset={offset}" if offset else str(path)
+
+    def packages(self) -> dict[str, str]:
+        """Return the packages that dpkg says are installed, with their versions; none where there is no dpkg."""
+        text = self._asked([b"cat " + _STATUS]).partition(b"\n")[2].decode("utf-8", "replace")
+        found = {}
+        for stanza in text.split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line and line[:1] != " ")
+            state = fields.get("Status", "").split(" ")[-1]
+            if fields.get("Package") and state not in {"", "not-installed", "config-files"}:
+                found[fields["Package"]] = fields.get("Version", "")
+        return dict(sorted(found.items()))
+
+    def files(self) -> dict[bytes, File]:
+        """Return every name in the file system, but for the root itself."""
+        found: dict[bytes, File] = {}
+        inodes: dict[bytes, int] = {}
+        level, seen = {_ROOT: b""}, {_ROOT}
+        while level:
+            below: dict[int, bytes] = {}
+            for folder, entries in self._listed(level):
+                for inode, name, file in entries:
+                    path = level[folder] + b"/" + name
+                    found[path], inodes[path] = file, inode
+                    if int(file.mode, 8) & 0o170000 == _FOLDER and inode not in seen:  # a loop is no tree
+                        seen.add(inode)
+                        below[inode] = path
+            level = below
+        details = self._details({inodes[path] for path, file in found.items() if not _is_folder(file)})
+        return {path: _with(file, details.get(inodes[path])) for path, file in found.items()}
+
+    def _listed(self, folders: Iterable[int]) -> Iterator[tuple[int, list[tuple[int, bytes, File]]]]:
+        for chosen in _portions(folders):
+            answers = self._asked([b"ls -p <%d>" % inode for inode in chosen]).split(b"debugfs: ls -p <")[1:]
+            for answer in answers:
+                number, _, text = answer.partition(b">\n")
+                yield int(number), [entry for entry in map(_entry, _ENTRY.findall(text)) if entry is not None]
+
+    def _details(self, inodes: Iterable[int]) -> dict[int, tuple[str, bytes]]:
+        found = {}
+        for chosen in _portions(sorted(inodes)):
+            answers = self._asked([b"stat <%d>" % inode for inode in chosen]).split(b"debugfs: stat <")[1:]
+            for answer in answers:
+                inode, modified = _INODE.search(answer), _MODIFIED.search(answer)
+                link = _LINK.search(answer)
+                if inode and modified:
+                    found[int(inode[1])] = (modified[1].decode(), link[1] if link else b"")
+        return found
+
+    def _asked(self, questions: list[bytes]) -> bytes:
+        program = process.require("debugfs", package="e2fsprogs")
+        with TemporaryDirectory() as folder:
+            script = Path(folder, "questions")
+            script.write_bytes(b"\n".join(questions) + b"\n")
+            finished = process.run([program, "-f", script, self._device], limit=_LIMIT, environment={"PAGER": "cat"})
+        if b"not open" in finished.stdout[:2000] or b"Bad magic" in finished.stderr:
+            raise ToolError("debugfs cannot read the file system.", detail=finished.stderr.decode(errors="replace"))
+        return finished.stdout
+
+
+@contextmanager
+def opened(disk: Path, *, disk_format: str = "qcow2") -> Iterator[FileSystem]:
+    """Open the largest ext file system of a disk that nobody writes to; raise ImageError when it has none."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="vmimagemanager-look-", dir="/var/tmp")))
+        raw = stack.enter_context(_as_raw(disk, disk_format, folder))
+        yield FileSystem(raw, _offset(raw, disk))
+
+
+@contextmanager
+def _as_raw(disk: Path, disk_format: str, folder: Path) -> Iterator[Path]:
+    if disk_format == "raw":
+        yield disk.absolute()
+        return
+    raw, record = folder / "disk", folder / "pid"
+    raw.touch()
+    words: list[str | Path] = [
+        *("--pidfile", record),
+        *("--blockdev", f"driver=qcow2,node-name=disk,read-only=on,file.driver=file,file.filename={_escaped(disk)}"),
+        *("--export", f"type=fuse,id=export,node-name=disk,mountpoint={_escaped(raw)},writable=off"),
+    ]
+    with ExitStack() as stack:
+        try:
+            program = process.require("qemu-storage-daemon", package="qemu-system-common")
+            stack.enter_context(process.beside([program, *words], record.exists, limit=_START_LIMIT))
+        except ToolError as error:  # no FUSE here
+            _log.debug("the disk is written out to be read: %s", error)
+            disks.convert(disk, raw, source_format="qcow2", target_format="raw")
+        yield raw
+
+
+def _offset(raw: Path, disk: Path) -> int:
+    """Return where in the disk its largest ext file system begins."""
+    if _is_ext(raw, 0):
+        return 0
+    try:
+        finished = process.run([process.require("sfdisk", package="fdisk"), "--json", raw], limit=_LIMIT)
+        table = json.loads(finished.stdout)["partitiontable"]
+        sector = int(table.get("sectorsize", 512))
+        places = [(int(one["size"]), int(one["start"]) * sector) for one in table["partitions"]]
+    except (ToolError, KeyError, ValueError):
+        places = []
+    found = [(size, start) for size, start in places if _is_ext(raw, start)]
+    if not found:
+        raise ImageError(f"The disk '{disk}' has no file system of the kinds that can be read: ext2, ext3, ext4.")
+    return max(found)[1]
+
+
+def _is_ext(raw: Path, offset: int) -> bool:
+    with translate_os_errors("read", raw), raw.open("rb") as stream:
+        stream.seek(offset + _MAGIC_AT)
+        return stream.read(2) == _MAGIC
+
+
+def _entry(found: tuple[bytes, ...]) -> tuple[int, bytes, File] | None:
+    inode, mode, user, group, name, size = found
+    if name in {b".", b".."} or inode == b"0":
+        return None
+    file = File(mode=mode.decode(), owner=(int(user), int(group)), size=int(size or 0))
+    return int(inode), name, file
+
+
+def _with(file: File, details: tuple[str, bytes] | None) -> File:
+    if details is None:
+        return file
+    modified, target = details
+    return File(mode=file.mode, owner=file.owner, size=file.size, modified=modified, target=target)
+
+
+def _is_folder(file: File) -> bool:
+    return int(file.mode, 8) & 0o170000 == _FOLDER
+
+
+def _portions(inodes: Iterable[int]) -> Iterator[list[int]]:
+    rest = list(inodes)
+    for at in range(0, len(rest), _AT_ONCE):
+        yield rest[at : at + _AT_ONCE]
+
+
+def _escaped(path: Path) -> str:
+    return str(path.absolute()).replace(",", ",,")  # QEMU's own way
