@@ -28,6 +28,7 @@ from rich.table import Table
 
 from vmimagemanager import Box, BoxSettings, Manager
 from vmimagemanager.boxes.site import Site
+from vmimagemanager.config import Channel
 from vmimagemanager.guest.agent import Agent
 from vmimagemanager.hypervisor.connection import Hypervisor, default_uri
 from vmimagemanager.hypervisor.domain import Domain
@@ -259,6 +260,77 @@ class Bench:
             [cpu_seconds(program, "--help") for _ in self.progress("help")],
         )
 
+    def images(self) -> None:
+        """Compare boxes of a small and of a large image, from their definition until their domains run."""
+        small, large = self.filled("small-image", Size(1 << 29)), self.filled("large-image", Size(8 << 30))
+        pairs = []
+        self.new_box(small)  # the first one reads this program from the disk
+        for number in self.progress("image of 8 GiB and of 0.5 GiB"):
+            order = (large, small) if number % 2 else (small, large)
+            seconds = {image: self.new_box(image) for image in order}
+            pairs.append((seconds[large], seconds[small]))
+        self.add("new box of an image with 8 GiB of content until its domain starts / with 0.5 GiB", 1.1, pairs)
+        for image in (large, small):
+            self.manager.remove_image(image)
+
+    def stores(self) -> None:
+        """Compare a store of a box to which 64 MiB were written with a copy; both until they are on the disk."""
+        box = self.manager.define(f"{PREFIX}-stored", BoxSettings(image=IMAGE, ram=SMALL))
+        overlay = self.site.state.box(box.name).overlay
+        write_noise(overlay, Size(64 << 20))
+        copy = self.site.state.path / "copy.qcow2"
+        pairs = []
+        for _ in self.progress("store"):
+            above = self.timed(lambda: box.store("bench-stored"))
+            below = self.timed(lambda: (qemu_img("convert", "-O", "qcow2", str(overlay), str(copy)), flush(copy)))
+            copy.unlink()
+            pairs.append((above, below))
+            self.manager.remove_image("bench-stored")
+        self.add("store of a box as qcow2 / qemu-img convert of the same disk", 1.3, pairs)
+        box.undefine(force=True)
+
+    def pulls(self) -> None:
+        """Compare the bytes that travel: of an image, and of the next generation, of which 1 % differs."""
+        url = str(self.site.state.path / "shared")
+        pairs = []
+        for number in self.progress("pull"):
+            name = f"bench-pulled-{number}"
+            box = self.manager.define(
+                f"{PREFIX}-pulled", BoxSettings(image=self.filled(name, Size(1 << 28)), ram=SMALL)
+            )
+            write_noise(self.site.state.box(box.name).overlay, Size((1 << 28) // 100))
+            self.manager.push_image(name, url)
+            box.store(name)
+            self.manager.push_image(name, url)
+            folder = Path(tempfile.mkdtemp(prefix="vmim-bench-", dir="/var/tmp"))
+            with Manager.open(uri=default_uri(), state_directory=folder / "state") as far:
+                below = far.pull_image(f"{name}:1", url).travelled.bytes
+                above = far.pull_image(f"{name}:2", url).travelled.bytes
+            shutil.rmtree(folder)
+            box.undefine(force=True)
+            self.manager.remove_image(name)
+            pairs.append((float(above), float(below)))
+        self.add("pull of a generation that differs by 1 % from one that is there / of that one (bytes)", 0.1, pairs)
+
+    def new_box(self, image: str) -> float:
+        """Return the seconds from the definition of a box until its domain runs."""
+        settings = BoxSettings(image=image, ram=SMALL, channel=Channel.NONE)
+        start = time.monotonic()
+        box = self.manager.define(f"{PREFIX}-of-{image}", settings)
+        box.up()
+        seconds = time.monotonic() - start
+        box.undefine(force=True)
+        return seconds
+
+    def filled(self, name: str, size: Size) -> str:
+        """Make an image whose disk is full of random bytes."""
+        disk = self.site.state.path / f"{name}.qcow2"
+        qemu_img("create", "-q", "-f", "qcow2", str(disk), str(size.bytes + (1 << 30)))
+        write_noise(disk, size)
+        self.manager.images.add(name, disk)
+        disk.unlink()
+        return name
+
     # -- what is timed -------------------------------------------------------------------------------------------------
 
     def restore(self, box: Box) -> tuple[float, dict[str, float]]:
@@ -375,6 +447,9 @@ ROWS = {
     "forks": Bench.forks,
     "spares": Bench.spares,
     "start-up": Bench.start_up,
+    "define": Bench.images,
+    "store": Bench.stores,
+    "pull": Bench.pulls,
 }
 
 
@@ -446,6 +521,22 @@ def private_bytes(uuid: str) -> int:
                 numbers = [int(kib) for part in mappings for kib in re.findall(r"Private_Dirty:\s+(\d+) kB", part)]
                 return sum(numbers) << 10
     raise SystemExit(f"No QEMU runs the domain {uuid}.")
+
+
+def qemu_img(*words: str) -> None:
+    subprocess.run(["qemu-img", *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def flush(path: Path) -> None:
+    subprocess.run(["sync", str(path)], check=True)
+
+
+def write_noise(disk: Path, size: Size) -> None:
+    """Write random bytes to the beginning of a qcow2 that nobody has open."""
+    with tempfile.NamedTemporaryFile(dir=disk.parent) as noise:
+        subprocess.run(["head", "-c", str(size.bytes), "/dev/urandom"], check=True, stdout=noise)
+        words = ["qemu-img", "convert", "-n", "-f", "raw", "-O", "qcow2", noise.name, str(disk)]
+        subprocess.run(words, check=True)
 
 
 def drop_page_cache() -> None:
