@@ -217,7 +217,7 @@ def test_two_that_fetch_the_same_both_get_it(fetch: Fetcher, tmp_path: Path) -> 
         fetch(Page(content=CONTENT, breaks_at=100_000, ranges=False))
     part = fetch.part
     assert part is not None
-    with FileLock(part.parent / "lock"):
+    with FileLock(part.parent.with_name(f"{part.parent.name}.lock")):
         assert fetch(Page(content=CONTENT), RIGHT) == CONTENT
         assert part.stat().st_size == 100_000
     assert [path for path, _ in download.leftovers(tmp_path / "cache", remove=True)] == [part.parent]

@@ -114,7 +114,8 @@ def test_an_image_is_not_taken_for_another_format(store: ImageStore, raw: Path, 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_truncated_image_is_refused(store: ImageStore, raw: Path, name: str, nothing_left: None) -> None:
-    for size in (20, 600, 100_000, 3 * MIB):
+    whole = converted(raw, name).stat().st_size
+    for size in (20, 600, 100_000, 2 * MIB, whole - (1 << 17)):
         path = converted(raw, name)
         os.truncate(path, size)
         with pytest.raises(ImageError):
@@ -129,10 +130,9 @@ def evil_qcow2(raw: Path, secret: Path) -> Iterator[Path]:
         ["-u", "-b", raw.with_name("evil.qcow2"), "-F", "qcow2"],  # itself
         ["-o", f"data_file={secret}.data,data_file_raw=on"],
     ):
-        path = raw.with_name("evil.qcow2")
-        path.unlink(missing_ok=True)
+        path = raw.with_name("made.qcow2")
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *map(str, words), str(path), "8M"], check=True)
-        yield path
+        yield path.replace(raw.with_name("evil.qcow2"))
 
 
 def evil_vmdk(raw: Path, secret: Path) -> Iterator[Path]:
@@ -231,7 +231,7 @@ def test_a_small_image_of_a_large_disk_full_of_data_is_refused(
     store: ImageStore, tmp_path: Path, nothing_left: None
 ) -> None:
     with pytest.raises((ImageError, SpaceError)):
-        store.import_image("mine", bomb(tmp_path / "bomb.qcow2", 16 << 40))
+        store.import_image("mine", bomb(tmp_path / "bomb.qcow2", 1 << 40))
 
 
 def test_what_an_image_needs_is_compared_with_what_is_free(
@@ -379,13 +379,13 @@ def squeeze(path: Path, kind: str) -> Path:
         target.write_bytes(zstandard.ZstdCompressor(level=19).compress(path.read_bytes()))
     else:
         with path.open("rb") as source, target.open("wb") as stream:
-            subprocess.run([{"gz": "gzip", "xz": "xz"}[kind], "-9", "-c"], stdin=source, stdout=stream, check=True)
+            subprocess.run([{"gz": "gzip", "xz": "xz"}[kind], "-6", "-c"], stdin=source, stdout=stream, check=True)
     return target
 
 
 @pytest.mark.parametrize("kind", ["gz", "xz", "zst"])
 def test_a_bomb_is_found_while_it_is_unpacked(tmp_path: Path, kind: str) -> None:
-    source = squeeze(written(tmp_path / "bomb.tar", (member("zeros"), bytes(200 * MIB))), kind)
+    source = squeeze(written(tmp_path / "bomb.tar", (member("zeros"), bytes(80 * MIB))), kind)
     assert source.stat().st_size < MIB
     with pytest.raises(ImageError, match="unpacks to more than"):
         rootfs.rewrite(source, tmp_path / "new.tar", named="bomb", wanted=WANTED)
@@ -520,7 +520,7 @@ def test_an_import_may_die_at_every_step(tmp_path: Path, raw: Path) -> None:
     assert {path.name for path in state.glob("blobs/sha512/*")} == needed
     assert [path.name for path in state.glob("stage/images/*")] == ["lock"]
     store.downloads(remove=True)
-    assert not list(state.glob("cache/downloads/*"))
+    assert not [path for path in state.glob("cache/downloads/*") if path.is_dir()]
 
 
 # Fuzz: whatever the bytes, an ImageError or a result, in bounded space
@@ -577,6 +577,9 @@ def test_any_bytes_are_a_tar_or_are_refused(tmp_path: Path, content: bytes) -> N
             assert not found.isdev() or found.isfifo()
 
 
+POSITIONS = st.integers(0, 1023) | st.integers(0, 1 << 22)
+
+
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     raw = tmp_path_factory.mktemp("examples") / "disk.raw"
@@ -586,16 +589,14 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", OPTIONS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
+@given(changes=st.lists(st.tuples(POSITIONS, st.binary(max_size=8)), max_size=5), cut=st.none() | POSITIONS)
 def test_any_bytes_are_an_image_or_are_refused(
-    tmp_path: Path, examples: dict[str, bytes], name: str, data: st.DataObject
+    tmp_path: Path, examples: dict[str, bytes], name: str, changes: list[tuple[int, bytes]], cut: int | None
 ) -> None:
     content = bytearray(examples[name])
-    for _ in range(data.draw(st.integers(0, 5))):
-        at = data.draw(st.integers(0, 2048) | st.integers(0, len(content)))
-        piece = data.draw(st.binary(max_size=8))
-        content[at : at + len(piece)] = piece
-    path = _file(tmp_path, bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))]))
+    for at, piece in changes:
+        content[at % len(content) : at % len(content) + len(piece)] = piece
+    path = _file(tmp_path, bytes(content[:cut]))
     try:
         size = foreign.virtual_size(path, name, named="fuzz")
     except ImageError:

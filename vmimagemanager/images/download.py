@@ -2,8 +2,8 @@
 
 ``cache/downloads/<digest of the address>/`` has ``part``, what came so far, and ``part.toml``, which says of what: the
 address, the validators that the server gave (RFC 9110, section 8.8), and the boot of the host in which it was written
-(what a power cut left is not gone on with).  ``whole`` is a finished one that is kept.  ``lock`` is held meanwhile; who
-does not get it fetches for himself.
+(what a power cut left is not gone on with).  ``whole`` is a finished one that is kept.  A lock beside the
+folder is held meanwhile; who does not get it fetches for himself.
 """
 
 from __future__ import annotations
@@ -121,12 +121,13 @@ def fetch(url: str, stage: Path, cache: Path, *, expected: Expected, keep: bool 
     the server says that it is still the same.  Raises ImageError when it cannot be had or is not what is expected,
     DeadlineError when the server stalls, SpaceError.
     """
-    place = make_folder(make_folder(cache / "downloads") / hashlib.sha256(url.encode()).hexdigest()[:32])
-    lock = FileLock(place / "lock", purpose=f"fetching {shown(url)}")
+    place = make_folder(cache / "downloads") / hashlib.sha256(url.encode()).hexdigest()[:32]
+    lock = _lock(place, f"fetching {shown(url)}")
     if not lock.try_acquire():
         _log.info("somebody else fetches '%s': fetching it beside", shown(url))
         return _Fetching(url=url, place=stage, expected=expected, progress=progress).finish()
     try:
+        make_folder(place)
         fetching = _Fetching(url=url, place=place, expected=expected, progress=progress)
         keep = keep or fetching.whole.exists()
         if not fetching.have_whole():
@@ -141,9 +142,25 @@ def fetch(url: str, stage: Path, cache: Path, *, expected: Expected, keep: bool 
             remove_tree(place)
         return target
     finally:
-        if {entry.name for entry in place.glob("*")} <= {"lock", "part.toml"}:
+        if {entry.name for entry in place.glob("*")} <= {"part.toml"}:
             remove_tree(place)
-        lock.release()
+        lock.remove()
+
+
+def leftovers(cache: Path, *, remove: bool) -> list[tuple[Path, Size]]:
+    """Return what nobody fetches now, finished or not, with what it takes on the disk; remove it if asked to."""
+    found = []
+    for place in sorted(each for each in (cache / "downloads").glob("*") if each.is_dir()):
+        lock = _lock(place, "looking for downloads")
+        if not lock.try_acquire():
+            continue
+        try:
+            found.append((place, occupied(place)))
+            if remove:
+                remove_tree(place)
+        finally:
+            lock.remove()
+    return found
 
 
 class _Fetching:
@@ -358,17 +375,5 @@ def _reason(error: Exception) -> str:
     return str(error).rstrip(".") or type(error).__name__
 
 
-def leftovers(cache: Path, *, remove: bool) -> list[tuple[Path, Size]]:
-    """Return what nobody fetches now, finished or not, with what it takes on the disk; remove it if asked to."""
-    found = []
-    for place in sorted((cache / "downloads").glob("*")):
-        lock = FileLock(place / "lock", purpose="looking for downloads")
-        if not lock.try_acquire():
-            continue
-        try:
-            found.append((place, occupied(place)))
-            if remove:
-                remove_tree(place)
-        finally:
-            lock.release()
-    return found
+def _lock(place: Path, purpose: str) -> FileLock:
+    return FileLock(place.with_name(f"{place.name}.lock"), purpose=purpose)

@@ -33,6 +33,9 @@ _VHDX_PARAMETERS = uuid.UUID("caa16737-fa36-4d43-b3b6-33f0aa44e76b").bytes_le
 _VHDX_SIZE = uuid.UUID("2fa54224-cd1b-4876-b211-5dbed83bf4b8").bytes_le
 _VHDX_PARENT = uuid.UUID("a8d35f2d-b30b-454d-abf7-d3d84834ab0c").bytes_le
 _VHDX_HAS_PARENT = 1 << 1
+_VMDK_COMPRESSED = 1 << 16
+_MOST_TABLES = 1 << 22
+_FARTHEST = 1 << 40
 _VDI_KINDS = {1: "grows", 2: "is allocated"}
 _VMDK_KINDS = ("monolithicSparse", "streamOptimized")
 
@@ -95,7 +98,7 @@ def _qcow2(stream: BinaryIO, named: str) -> int:
 
 
 def _vmdk(stream: BinaryIO, named: str) -> int:
-    magic, _, _, capacity, _, at, length = struct.unpack("<4sIIQQQQ", stream.read(44))
+    magic, _, flags, capacity, grain, at, length = struct.unpack("<4sIIQQQQ", stream.read(44))
     if magic != b"KDMV":
         raise _stands_on(named, "is a list of other files, or of an old kind")
     # With a capacity of 0, qemu-img takes the descriptor for that of a disk whose data is in the files that it names.
@@ -113,7 +116,27 @@ def _vmdk(stream: BinaryIO, named: str) -> int:
     extents = re.findall(r"^\s*(?:RW|RDONLY|NOACCESS)\s+(\d+)\s+(\S+)", text, re.MULTILINE)
     if kind is None or kind[1] not in _VMDK_KINDS or [kind for _, kind in extents] != ["SPARSE"]:
         raise _stands_on(named, "is not one file that holds all of its data")
+    if not flags & _VMDK_COMPRESSED and capacity * _SECTOR <= LARGEST.bytes:
+        _refuse_short_vmdk(stream, capacity, grain, named)
     return int(capacity) * _SECTOR
+
+
+def _refuse_short_vmdk(stream: BinaryIO, capacity: int, grain: int, named: str) -> None:
+    """Raise ImageError when data of the guest is behind the end of the file, where qemu-img would find zeros."""
+    stream.seek(44)
+    entries, _, directory = struct.unpack("<IQQ", stream.read(20))
+    if not 0 < entries <= 512 or not 0 < grain <= 1 << 17 or capacity > grain * entries * _MOST_TABLES:
+        raise ImageError(f"'{named}' is a damaged vmdk image: its tables cannot be that large.")
+    count = -(-capacity // (grain * entries))
+    stream.seek(min(directory, _FARTHEST) * _SECTOR)
+    last = 0
+    for table in struct.unpack(f"<{count}I", stream.read(4 * count)):
+        if table:
+            stream.seek(table * _SECTOR)
+            last = max(last, *struct.unpack(f"<{entries}I", stream.read(4 * entries)))
+    # 1 says that all is zero, and 0 that nothing was written.
+    if last > 1 and (last + grain) * _SECTOR > stream.seek(0, os.SEEK_END):
+        raise _short(named)
 
 
 def _vdi(stream: BinaryIO, named: str) -> int:
@@ -125,6 +148,10 @@ def _vdi(stream: BinaryIO, named: str) -> int:
         raise ImageError(f"'{named}' is not a vdi image.")
     if kind not in _VDI_KINDS or any(parents):
         raise _stands_on(named, "stands on another file")
+    (data,) = struct.unpack_from("<I", head, 0x158)
+    block, _, _, allocated = struct.unpack_from("<4I", head, 0x178)
+    if data + block * allocated > stream.seek(0, os.SEEK_END):  # qemu-img would find zeros behind the end
+        raise _short(named)
     return int(size)
 
 
@@ -174,6 +201,10 @@ def _seek(stream: BinaryIO, named: str, offset: int) -> None:
     if offset >= stream.seek(0, os.SEEK_END):
         raise ImageError(f"'{named}' is damaged: it points behind its own end.")
     stream.seek(offset)
+
+
+def _short(named: str) -> ImageError:
+    return ImageError(f"'{named}' is damaged: it is shorter than the data that it has to hold.")
 
 
 def _stands_on(named: str, what: str) -> ImageError:

@@ -135,8 +135,6 @@ def _of_tar(source: Path, stage: Path, *, named: str, disk_size: Size, boots: bo
 
 def _converted(source: Path, stage: Path, disk_format: str, size: Size, *, named: str) -> Path:
     with _said_of(source, named):
-        if disk_format == "qcow2":
-            disks.check(source, foreign=True)
         if disks.info(source, disk_format=disk_format, foreign=True).virtual_size.bytes - size.bytes not in range(512):
             raise ImageError(f"'{named}' is damaged: it says two sizes of its disk.")
         # A small file can hold a large disk: compressed, or the same block many times.
@@ -149,6 +147,8 @@ def _converted(source: Path, stage: Path, disk_format: str, size: Size, *, named
         )
     target = stage / "disk.qcow2"
     with _said_of(source, named):
+        if disk_format == "qcow2":
+            disks.check(source, foreign=True)
         disks.convert(source, target, source_format=disk_format, at_most=needed)
     source.unlink()
     return target
