@@ -489,7 +489,10 @@ def furnished(state: Path) -> Path:
         (("vmim", "restore", "w"), ["web@clean"]),
         (("vmim", "snapshot", "w"), ["web@"]),
         (("vmim", "image", "show", ""), ["debian-12"]),
-        (("vmim", "image", "build", ""), ["debian-12", "debian-13", "debian-12-uefi", "debian-13-uefi"]),
+        (
+            ("vmim", "image", "build", ""),
+            ["debian-12", "debian-13", "debian-12-uefi", "debian-13-uefi", "ubuntu-24.04"],
+        ),
         (("vmim", "define", "x", "--image", "d"), ["debian-12"]),
         (("vmim", "completion", "z"), ["zsh"]),
         (("vmim", "list", "--lo"), ["--locked"]),

@@ -35,7 +35,6 @@ _VHDX_PARENT = uuid.UUID("a8d35f2d-b30b-454d-abf7-d3d84834ab0c").bytes_le
 _VHDX_HAS_PARENT = 1 << 1
 _VMDK_COMPRESSED = 1 << 16
 _MOST_TABLES = 1 << 22
-_FARTHEST = 1 << 40
 _VDI_KINDS = {1: "grows", 2: "is allocated"}
 _VMDK_KINDS = ("monolithicSparse", "streamOptimized")
 
@@ -104,7 +103,7 @@ def _vmdk(stream: BinaryIO, named: str) -> int:
     # With a capacity of 0, qemu-img takes the descriptor for that of a disk whose data is in the files that it names.
     if capacity == 0 or at == 0 or length == 0 or length * _SECTOR > _LONGEST_TEXT:
         raise _stands_on(named, "is a list of other files, or damaged")
-    stream.seek(at * _SECTOR)
+    _seek(stream, named, at * _SECTOR)
     descriptor = stream.read(length * _SECTOR)
     # qemu-img looks for a parent behind the header, wherever the header says that the descriptor is.
     stream.seek(_SECTOR)
@@ -128,7 +127,7 @@ def _refuse_short_vmdk(stream: BinaryIO, capacity: int, grain: int, named: str) 
     if not 0 < entries <= 512 or not 0 < grain <= 1 << 17 or capacity > grain * entries * _MOST_TABLES:
         raise ImageError(f"'{named}' is a damaged vmdk image: its tables cannot be that large.")
     count = -(-capacity // (grain * entries))
-    stream.seek(min(directory, _FARTHEST) * _SECTOR)
+    _seek(stream, named, directory * _SECTOR)
     last = 0
     for table in struct.unpack(f"<{count}I", stream.read(4 * count)):
         if table:
