@@ -373,6 +373,9 @@ def test_devices_and_what_is_mounted_over_are_left_out_and_all_else_is_kept(tmp_
         assert not [name for name in found if name.startswith(("./dev/", "./proc/"))]
 
 
+CAPABILITY = b"\1\0\0\2\0\x20" + bytes(14)
+
+
 def squeeze(path: Path, kind: str) -> Path:
     target = path.with_name(f"{path.name}.{kind}")
     if kind == "zst":
@@ -425,6 +428,7 @@ def test_the_tar_of_a_root_file_system_becomes_a_disk_with_its_newest_kernel(tmp
         (member("boot/initrd.img-6.1.0-31"), b"initrd"),
         (member("etc/shadow", mode=0o640, gid=42), b"root:*:\n"),
         (member("usr/bin/su", mode=0o4755), b"su"),
+        (member("usr/bin/ping", pax_headers={"SCHILY.xattr.security.capability": CAPABILITY.decode()}), b"ping"),
         (member("var/lib/dpkg/status"), b"Package: bash\nStatus: install ok installed\nVersion: 5\n"),
     )
     image = store.import_image("root", squeeze(source, "xz"), Import(disk_size=Size(64 * MIB)))
@@ -438,6 +442,8 @@ def test_the_tar_of_a_root_file_system_becomes_a_disk_with_its_newest_kernel(tmp
     shadow = subprocess.run(["/usr/sbin/debugfs", "-R", "stat /etc/shadow", raw], capture_output=True, check=True)
     assert b"Mode:  0640" in shadow.stdout
     assert b"Group:    42" in shadow.stdout
+    ping = subprocess.run(["/usr/sbin/debugfs", "-R", "ea_list /usr/bin/ping", raw], capture_output=True, check=True)
+    assert f"security.capability (20) = {CAPABILITY.hex(' ')}".encode() in ping.stdout
     again = store.import_image("root", squeeze(source, "xz"), Import(disk_size=Size(64 * MIB)))
     assert again.digests == image.digests
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+import tarfile
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 from vmimagemanager import process
 from vmimagemanager.durable import translate_os_errors
 from vmimagemanager.errors import ImageError, SpaceError, ToolError
+from vmimagemanager.names import quoted
 from vmimagemanager.units import Size
 
 TOOLS = {"mkfs.ext4": "e2fsprogs", "debugfs": "e2fsprogs", "dumpe2fs": "e2fsprogs", "tar": "tar"}
@@ -29,6 +31,8 @@ _EXTENDED = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
 _NUMBERS = re.compile(r"^(Inode count|Free inodes|First inode):\s+(\d+)$", re.MULTILINE)
 _FREE = re.compile(r"^  Free inodes: (.+)$", re.MULTILINE)
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_CAPABILITY = "SCHILY.xattr.security.capability"
+_PLAIN = re.compile(r"[A-Za-z0-9/._+@:,=~-]+", re.ASCII)
 _BYTES_PER_INODE = 16384  # what mke2fs.conf says, and what we say too
 
 
@@ -73,8 +77,6 @@ def fill(tar: Path, raw: Path, wanted: FileSystem, *, left_out: Collection[str] 
         "--numeric-owner",
         "--same-owner",
         "--preserve-permissions",
-        "--xattrs",
-        "--xattrs-include=security.capability",
         *(f"--exclude={pattern}" for pattern in left_out),
         f"--file={tar}",
         f"--directory={tree}",
@@ -101,15 +103,16 @@ def fill(tar: Path, raw: Path, wanted: FileSystem, *, left_out: Collection[str] 
     if os.geteuid() != 0:
         owners.touch()
         fakeroot = [process.require("fakeroot", package="fakeroot"), "-i", owners.name, "-s", owners.name, "--"]
+    capabilities = _capabilities(tar)
     _run([*fakeroot, *unpack], stage)
     _run([*fakeroot, *fill], stage, epoch=wanted.epoch)
     tar.unlink()
     shutil.rmtree(closed)
-    _set_moments(raw, wanted)
+    _finish(raw, wanted, capabilities)
 
 
-def _run(argv: list[str | Path], stage: Path, *, epoch: int = 0) -> None:
-    environment = {"E2FSPROGS_FAKE_TIME": str(epoch), "SOURCE_DATE_EPOCH": str(epoch)} if epoch else {}
+def _run(argv: list[str | Path], stage: Path, *, epoch: int = 1) -> None:
+    environment = {"E2FSPROGS_FAKE_TIME": str(epoch), "SOURCE_DATE_EPOCH": str(epoch)}
     try:
         process.run(argv, folder=stage, environment=environment, limit=_LIMIT)
     except ToolError as error:
@@ -124,23 +127,47 @@ def _run(argv: list[str | Path], stage: Path, *, epoch: int = 0) -> None:
         raise
 
 
-def _set_moments(raw: Path, wanted: FileSystem) -> None:
-    """Date the changes of all files, and when they were last read, to ``epoch``.
+def _capabilities(tar: Path) -> dict[str, bytes]:
+    """Return the capabilities of files by their paths.
 
-    mkfs copies these two from the folder (mke2fs 1.47), where they are of today and nobody can set them.
+    fakeroot 1.31 loses the type of a file of which it remembers one: they are not unpacked, but written at the end.
     """
+    with translate_os_errors("read", tar), tarfile.open(tar) as archive:
+        found = {
+            member.name.removeprefix("."): member.pax_headers[_CAPABILITY].encode("utf-8", "surrogateescape")
+            for member in archive
+            if _CAPABILITY in member.pax_headers
+        }
+    for name in found:
+        if not _PLAIN.fullmatch(name):  # it would be several words for debugfs
+            raise ImageError(f"The file {quoted(name)} has a capability, and a name that cannot have one here.")
+    return found
+
+
+def _finish(raw: Path, wanted: FileSystem, capabilities: Mapping[str, bytes]) -> None:
+    """Write the files' capabilities, and date their changes and when they were last read to ``epoch``.
+
+    mkfs copies these two times from the folder (mke2fs 1.47), where they are of today and nobody can set them.
+    """
+    stage = raw.parent
     device = f"{raw.name}?offset={wanted.offset.bytes}"  # what libext2fs calls a file system inside of a file
-    environment = {"E2FSPROGS_FAKE_TIME": str(wanted.epoch)}
-    commands = raw.with_name("moments")
-    found = process.run(
-        [process.require("dumpe2fs", package="e2fsprogs"), device], folder=raw.parent, limit=_LIMIT
-    ).stdout.decode("utf-8", "replace")
+    dump = process.run([process.require("dumpe2fs", package="e2fsprogs"), device], folder=stage, limit=_LIMIT)
+    commands = stage / "commands"
     with translate_os_errors("write", commands), commands.open("w") as stream:
-        for inode in _used(found):
+        for number, (name, capability) in enumerate(sorted(capabilities.items())):
+            (stage / f"capability-{number}").write_bytes(capability)
+            stream.write(f"ea_set -f capability-{number} {name} security.capability\n")
+        for inode in _used(dump.stdout.decode("utf-8", "replace")):
             stream.write(f"sif <{inode}> ctime @{wanted.epoch}\nsif <{inode}> atime @{wanted.epoch}\n")
-    debugfs = process.require("debugfs", package="e2fsprogs")
-    process.run([debugfs, "-w", "-f", commands.name, device], folder=raw.parent, environment=environment, limit=_LIMIT)
-    commands.unlink()
+    finished = process.run(
+        [process.require("debugfs", package="e2fsprogs"), "-w", "-f", commands.name, device],
+        folder=stage,
+        environment={"E2FSPROGS_FAKE_TIME": str(wanted.epoch)},
+        limit=_LIMIT,
+    )
+    _, *complaints = finished.stderr.decode("utf-8", "replace").splitlines() or [""]
+    if complaints:  # debugfs goes on after an error, and ends with status 0
+        raise ToolError("debugfs could not finish the file system.", detail="\n".join(complaints[-5:]))
 
 
 def _used(dump: str) -> Iterator[int]:

@@ -120,7 +120,7 @@ def _detected(source: Path, named: str) -> str:
 def _of_tar(source: Path, stage: Path, *, named: str, disk_size: Size, boots: bool, progress: Progress) -> TakenIn:
     progress("reading the archive", 0.6)
     seed = uuid.uuid5(_NAMESPACE, f"{source.stat().st_size} {disk_size.bytes}")
-    wanted = FileSystem(size=disk_size, uuid=str(seed), epoch=0)
+    wanted = FileSystem(size=disk_size, uuid=str(seed), epoch=1)
     taken = rootfs.take_in(source, stage, named=named, wanted=wanted, boots=boots)
     source.unlink()
     progress("writing the disk image", 0.85)

@@ -11,7 +11,7 @@ import re
 import shutil
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from vmimagemanager.durable import require_space, translate_os_errors
@@ -55,7 +55,7 @@ def take_in(source: Path, stage: Path, *, named: str, wanted: FileSystem, boots:
     tar = stage / "root.tar"
     # Its content lies there three times for a moment: as a tar, as a tree and as a disk.
     require_space(stage, Size(3 * source.stat().st_size), purpose=f"Taking in '{named}'")
-    rewrite(source, tar, named=named, wanted=wanted)
+    youngest = rewrite(source, tar, named=named, wanted=wanted)
     require_space(stage, Size(2 * tar.stat().st_size), purpose=f"Unpacking '{named}'")
     with translate_os_errors("read", tar), tarfile.open(tar) as archive:
         members = {member.name: member for member in archive if member.isreg()}
@@ -73,12 +73,14 @@ def take_in(source: Path, stage: Path, *, named: str, wanted: FileSystem, boots:
             initrd=_copied(archive, initrd if kernel is not None else None, stage / "initrd"),
             status=_text(archive, status),
         )
-    filesystem.fill(tar, taken.disk, wanted)
+    filesystem.fill(tar, taken.disk, replace(wanted, epoch=youngest))
     return taken
 
 
-def rewrite(source: Path, target: Path, *, named: str, wanted: FileSystem) -> None:
+def rewrite(source: Path, target: Path, *, named: str, wanted: FileSystem) -> int:
     """Write the tar ``source`` anew as ``target``, so that it can be unpacked without a thought.
+
+    Return the time of its youngest member, in seconds.
 
     Raises ImageError for members that nobody should unpack, and when it is larger than the file system.
     """
@@ -91,10 +93,12 @@ def rewrite(source: Path, target: Path, *, named: str, wanted: FileSystem) -> No
         target.open("wb") as written,
     ):
         archive = TarStream(stream)
+        youngest = 1  # 0 would be no time for mkfs
         for member in archive:
             name = survey.placed(member)
             if name is None:
                 continue
+            youngest = max(youngest, member.mtime)
             for folder in survey.new_parents(name):  # else their times would be those of today
                 written.write(b"".join(_headers(_folder(folder), folder, "")))
             for piece in _headers(member, name, survey.name(member.target) if member.kind is Kind.LINK else ""):
@@ -106,6 +110,7 @@ def rewrite(source: Path, target: Path, *, named: str, wanted: FileSystem) -> No
         written.write(bytes(2 * BLOCK))
     if not survey.kinds:
         raise ImageError(f"'{named}' is an empty archive.")
+    return youngest
 
 
 @dataclass(slots=True, kw_only=True)
