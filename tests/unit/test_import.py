@@ -537,9 +537,9 @@ def a_tar() -> bytes:
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for made in (
             member("./", tarfile.DIRTYPE),
-            member("./a" * 60),
+            member("./" + "a/" * 70 + "x"),
             member("./l", tarfile.SYMTYPE, "x" * 120),
-            member("./h", tarfile.LNKTYPE, "./f"),
+            member("./h", tarfile.LNKTYPE, "./" + "a/" * 70 + "x"),
             member("./p", pax_headers={"mtime": "1.5", "uid": "5", "SCHILY.xattr.user.a": "b"}),
         ):
             archive.addfile(made)
