@@ -16,6 +16,7 @@ from vmimagemanager import disks, process
 from vmimagemanager.durable import free_space, require_space, translate_os_errors
 from vmimagemanager.errors import ImageError, SpaceError
 from vmimagemanager.images import appliance, foreign, rootfs
+from vmimagemanager.images.blobs import digest_of
 from vmimagemanager.images.catalogue import DISK_SIZE
 from vmimagemanager.images.filesystem import FileSystem
 from vmimagemanager.images.packages import installed_packages
@@ -96,7 +97,8 @@ def take_in(
     progress(f"looking at the {found} image", 0.65)
     size = foreign.virtual_size(source, found, named=named)
     progress("writing the disk image", 0.7)
-    return TakenIn(disk=_converted(source, stage, found, size, named=named), disk_size=size, packages={})
+    disk = _converted(source, stage, found, size, named=named)
+    return TakenIn(disk=disk, disk_size=disks.info(disk).virtual_size, packages={})
 
 
 def _detected(source: Path, named: str) -> str:
@@ -119,8 +121,8 @@ def _detected(source: Path, named: str) -> str:
 
 def _of_tar(source: Path, stage: Path, *, named: str, disk_size: Size, boots: bool, progress: Progress) -> TakenIn:
     progress("reading the archive", 0.6)
-    seed = uuid.uuid5(_NAMESPACE, f"{source.stat().st_size} {disk_size.bytes}")
-    wanted = FileSystem(size=disk_size, uuid=str(seed), epoch=1)
+    identity = uuid.uuid5(_NAMESPACE, f"{disk_size.bytes} {digest_of(source)}")
+    wanted = FileSystem(size=disk_size, uuid=str(identity), epoch=1)
     taken = rootfs.take_in(source, stage, named=named, wanted=wanted, boots=boots)
     source.unlink()
     progress("writing the disk image", 0.85)
