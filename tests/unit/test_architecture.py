@@ -98,7 +98,7 @@ def test_imports_point_downwards_only() -> None:
 
 
 def test_importing_the_package_loads_nothing_foreign() -> None:
-    foreign = {"libvirt", "lxml", "paramiko", "rich", "click", "cryptography", "pytest", "zstandard"}
+    foreign = {"libvirt", "lxml", "paramiko", "rich", "click", "cryptography", "pytest", "zstandard", "httpx"}
     program = f"import sys, vmimagemanager; print(*sorted({foreign} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
