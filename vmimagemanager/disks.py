@@ -7,6 +7,7 @@ The one owner of ``qemu-img``.  An image that somebody handed us is inspected by
 from __future__ import annotations
 
 import json
+import signal
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ _LIMIT = timedelta(minutes=2)
 _LONG_LIMIT = timedelta(hours=1)
 _MAGIC = b"QFI\xfb"
 _EXTERNAL_DATA = 1 << 2
+_MEMORY = 2 << 30  # bytes of address space: 0.4 GiB are used for an image of 16 TiB
+_SLACK = 16 << 20
 _CLEAN, _CORRUPT, _LEAKS, _NOT_CHECKABLE = 0, 2, 3, 63
 
 
@@ -84,9 +87,10 @@ def rename_backing(path: Path, backing: Path) -> None:
     _qemu_img("rebase", "-u", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing.absolute(), path.absolute(), path=path)
 
 
-def info(path: Path, *, disk_format: str = "qcow2") -> DiskInfo:
-    """Inspect an image, which a running domain may have open; the files that it names are not followed."""
-    finished = _qemu_img("info", "--force-share", "-f", disk_format, "--output=json", path.absolute(), path=path)
+def info(path: Path, *, disk_format: str = "qcow2", foreign: bool = False) -> DiskInfo:
+    """Inspect an image, which a running domain may have open; with ``foreign`` one that nobody here made."""
+    words: list[str | Path] = ["--force-share", "-f", disk_format, "--output=json", path.absolute()]
+    finished = _qemu_img("info", *words, path=path, guard=_guard() if foreign else ())
     facts = json.loads(finished.stdout)
     backing = facts.get("full-backing-filename", facts.get("backing-filename"))
     return DiskInfo(
@@ -105,17 +109,32 @@ def chain(path: Path) -> tuple[Path, ...]:
     return tuple(Path(link["filename"]) for link in json.loads(finished.stdout))
 
 
+def measure(path: Path, *, disk_format: str) -> Size:
+    """Return how large a qcow2 of what the guest sees in the image ``path``, which nobody here made, can become."""
+    words: list[str | Path] = ["-f", disk_format, "-O", "qcow2", "--output=json", path.absolute()]
+    finished = _qemu_img("measure", *words, path=path, limit=_LONG_LIMIT, guard=_guard())
+    return Size(int(json.loads(finished.stdout)["required"]))
+
+
 def convert(
-    source: Path, target: Path, *, source_format: str, target_format: str = "qcow2", options: Sequence[str] = ()
+    source: Path,
+    target: Path,
+    *,
+    source_format: str,
+    target_format: str = "qcow2",
+    options: Sequence[str] = (),
+    at_most: Size | None = None,
 ) -> None:
     """Write what the guest sees in ``source`` to the new image ``target``: no chain, no internal snapshots, sparse.
 
-    ``options`` are further words for ``qemu-img convert``.  Raises ImageError, SpaceError or ToolError; no ``target``
-    is left then.
+    ``options`` are further words for ``qemu-img convert``.  With ``at_most``, for images that nobody here made,
+    ``target`` becomes no larger.  Raises ImageError, SpaceError or ToolError; no ``target`` is left then.
     """
-    formats = ["-f", source_format, "-O", target_format, *options]
+    words: list[str | Path] = ["-q", "-f", source_format, "-O", target_format, *options]
+    words += [source.absolute(), target.absolute()]
+    guard = _guard(at_most) if at_most is not None else ()
     try:
-        _qemu_img("convert", "-q", *formats, source.absolute(), target.absolute(), path=source, limit=_LONG_LIMIT)
+        _qemu_img("convert", *words, path=source, limit=_LONG_LIMIT, guard=guard)
     except BaseException:
         target.unlink(missing_ok=True)
         raise
@@ -146,9 +165,11 @@ def name_backing(path: Path, name: str) -> None:
     _qemu_img("rebase", "-u", "-q", "-f", "qcow2", "-F", "qcow2", "-b", name, path.absolute(), path=path)
 
 
-def check(path: Path) -> None:
+def check(path: Path, *, foreign: bool = False) -> None:
     """Raise ImageError when the structure of a qcow2 that nobody has open is damaged; leaked clusters are harmless."""
-    finished = _qemu_img("check", "-q", "-f", "qcow2", path.absolute(), path=path, limit=_LONG_LIMIT, check=False)
+    words: list[str | Path] = ["-q", "-f", "qcow2", path.absolute()]
+    guard = _guard() if foreign else ()
+    finished = _qemu_img("check", *words, path=path, limit=_LONG_LIMIT, check=False, guard=guard)
     if finished.status in (_CLEAN, _LEAKS, _NOT_CHECKABLE):
         return
     with _image_errors(path):
@@ -184,11 +205,27 @@ def _head(path: Path) -> bytes:
 
 
 def _qemu_img(
-    verb: str, *words: str | Path, path: Path, limit: timedelta = _LIMIT, check: bool = True
+    verb: str,
+    *words: str | Path,
+    path: Path,
+    limit: timedelta = _LIMIT,
+    check: bool = True,
+    guard: Sequence[str] = (),
 ) -> process.Finished:
     program = process.require("qemu-img", package="qemu-utils")
     with _image_errors(path):
-        return process.run([program, verb, *words], limit=limit, check=check)
+        return process.run([*guard, program, verb, *words], limit=limit, check=check)
+
+
+def _guard(at_most: Size | None = None) -> Sequence[str]:
+    """Return what qemu-img is started by for an image that nobody here made: it may be made to take all there is."""
+    written = at_most.bytes + _SLACK if at_most is not None else 0
+    limits = {"as": _MEMORY, "cpu": round(_LONG_LIMIT.total_seconds()), "fsize": written, "core": 0}
+    return (
+        str(process.require("prlimit", package="util-linux")),
+        *(f"--{name}={number}" for name, number in limits.items()),
+        "--",
+    )
 
 
 @contextmanager
@@ -205,6 +242,10 @@ def _image_errors(path: Path) -> Iterator[None]:
             ) from error
         if not path.exists():
             raise ImageError(f"The disk image '{path}' does not exist.", detail=error.detail) from error
+        if error.status in (-signal.SIGXFSZ, -signal.SIGXCPU):
+            what = "time" if error.status == -signal.SIGXCPU else "space"
+            message = f"The disk image '{path}' is damaged: it takes more {what} than what it says of itself can need."
+            raise ImageError(message, detail=error.detail) from error
         raise ImageError(
             f"The disk image '{path}' is damaged, of another format, or may not be read.", detail=error.detail
         ) from error

@@ -30,7 +30,8 @@ OWNERS = {
     "fcntl": ("locks.py",),
     "tomllib": ("records.py",),
     "tomli_w": ("records.py",),
-    "zstandard": ("snapshots/parcel.py", "images/chunks.py"),
+    "zstandard": ("snapshots/parcel.py", "images/chunks.py", "images/unpacking.py"),
+    "httpx": ("images/download.py",),
     "click": ("cli/",),
     "rich": ("cli/", "report/"),
     "pytest": ("pytest_plugin.py",),
@@ -110,6 +111,7 @@ def test_importing_the_package_loads_nothing_foreign() -> None:
         "zstandard",
         "fsspec",
         "aiohttp",
+        "httpx",
     }
     program = f"import sys, vmimagemanager; print(*sorted({foreign} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import signal
@@ -489,7 +490,10 @@ def furnished(state: Path) -> Path:
         (("vmim", "restore", "w"), ["web@clean"]),
         (("vmim", "snapshot", "w"), ["web@"]),
         (("vmim", "image", "show", ""), ["debian-12"]),
-        (("vmim", "image", "build", ""), ["debian-12", "debian-13", "debian-12-uefi", "debian-13-uefi"]),
+        (
+            ("vmim", "image", "build", ""),
+            ["debian-12", "debian-13", "debian-12-uefi", "debian-13-uefi", "ubuntu-24.04"],
+        ),
         (("vmim", "define", "x", "--image", "d"), ["debian-12"]),
         (("vmim", "completion", "z"), ["zsh"]),
         (("vmim", "list", "--lo"), ["--locked"]),
@@ -526,3 +530,22 @@ def test_a_broad_except_stands_only_where_a_run_ends_or_a_thread_does() -> None:
             if isinstance(kind, ast.Name) and kind.id in {"Exception", "BaseException"}:
                 found.append(module.name)
     assert sorted(found) == ["run.py", "several.py"]
+
+
+# -- images -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_imported_and_shown(state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    disk = tmp_path / "disk.vmdk"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "vmdk", disk, "16M"], check=True)
+    digest = hashlib.sha256(disk.read_bytes()).hexdigest()
+    words = ("image", "import", "mine", str(disk), "--sha256", digest.upper(), "--user", "me", "--firmware", "uefi")
+    code, output, _ = said(capsys, *words, "--json")
+    found = json.loads(output)["image"]
+    assert (code, found["name"], found["user"], found["firmware"]) == (0, "mine", "me", "uefi")
+    code, _, error = said(capsys, "image", "import", "mine", str(disk), "--sha256", "0" * 64)
+    assert code == 112
+    assert "is not what was expected" in error
+    assert str(state) not in error
+    for wrong in (("--sha256", "abc"), ("--format", "qed"), ("--size", "large")):
+        assert said(capsys, "image", "import", "mine", str(disk), *wrong)[0] == 2

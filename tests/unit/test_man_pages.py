@@ -116,7 +116,7 @@ def described_verbs() -> dict[str, set[str]]:
             verb = heading[1]
             found[verb] = set()
         elif line.startswith("    ``-"):
-            found[verb] |= set(re.findall(r"``(-[a-z-]+)``", line))
+            found[verb] |= set(re.findall(r"``(-[a-z0-9-]+)``", line))
     return found
 
 

@@ -75,6 +75,8 @@ class Caretaker:
         used = define.blobs_in_use
         for path, size in self.site.images.unneeded_blobs(lambda: used(self.site), remove=not self.look_only):
             yield Leftover(what=f"the blob '{path}', which no image and no box uses", size=size)
+        for path, size in self.site.images.downloads(remove=not self.look_only):
+            yield Leftover(what=f"what an import fetched or kept, '{path}'", size=size)
 
     def _left_of(self, name: str) -> Iterator[Leftover]:
         for path in self._half_made().get(name, ()):

@@ -1,6 +1,10 @@
-"""image build, list, show, remove; what goes to other places is in `imagefiles`, what thins out in `generations`."""
+"""image build, import, list, show, remove; `imagefiles` has what goes to other places, `generations` what thins out."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -8,8 +12,15 @@ from vmimagemanager.cli import screen
 from vmimagemanager.cli.invocation import Invocation
 from vmimagemanager.cli.life import YES
 from vmimagemanager.cli.progress import shown
-from vmimagemanager.cli.values import IMAGE, RECIPE
+from vmimagemanager.cli.values import FORMAT, IMAGE, RECIPE, SIZE
 from vmimagemanager.cli.verb import VerbGroup, verb_of
+
+if TYPE_CHECKING:
+    from vmimagemanager.deadline import Stopwatch
+    from vmimagemanager.images import Image
+
+DESCRIPTION = click.option("--description", metavar="TEXT", help="A line for people.")
+PATH = click.Path(path_type=Path)
 
 
 @click.group("image", cls=VerbGroup)
@@ -22,26 +33,93 @@ def image() -> None:
 
 @verb_of(image, "build", documents=True)
 @click.argument("name", type=RECIPE)
+@click.option("--recipe", metavar="FILE", type=click.Path(path_type=Path), help="What to build it of: a TOML file.")
 @click.option("--mirror", metavar="URL", help="Where to fetch packages from, instead of mmdebstrap's default.")
-@click.option("--description", metavar="TEXT", help="A line for people.")
+@DESCRIPTION
 @click.pass_obj
-def build(invocation: Invocation, name: str, mirror: str | None, description: str | None) -> None:
-    """Build an image that has a recipe: debian-12, debian-13, or one of them with -uefi.
+def build(
+    invocation: Invocation, name: str, *, recipe: Path | None, mirror: str | None, description: str | None
+) -> None:
+    """Build an image by a recipe file, or one that has a recipe: debian-12, debian-13, ubuntu-24.04, …
 
     It becomes the latest generation of that name.
     """
     from vmimagemanager.deadline import Stopwatch
+    from vmimagemanager.images import recipefile
+
+    watch = Stopwatch()
+    chosen = recipefile.read(recipe, name) if recipe is not None else None
+    with invocation.open() as manager, shown(invocation) as progress:
+        built = manager.images.build(name, recipe=chosen, mirror=mirror, progress=progress, description=description)
+    _tell(invocation, built, "built", watch)
+
+
+@verb_of(image, "import", documents=True)
+@click.argument("name", metavar="NAME")
+@click.argument("source", metavar="SOURCE")
+@click.option("--format", metavar="FORMAT", type=FORMAT, help="What the file is; recognised, but for raw.")
+@click.option("--size", metavar="SIZE", type=SIZE, help="How large the file has to be.")
+@click.option("--sha256", metavar="HEX", help="What the file's SHA-256 has to be.")
+@click.option("--sha512", metavar="HEX", help="What the file's SHA-512 has to be.")
+@click.option("--checksums", metavar="URL", help="A list of checksums that has the file's: an address or a file.")
+@click.option("--keep-download", is_flag=True, help="Keep what was fetched, for the next time.")
+@click.option("--disk-size", metavar="SIZE", type=SIZE, help="How large to make the disk of a root file system (8G).")
+@click.option("--kernel", metavar="FILE", type=PATH, help="Start boxes with this kernel.")
+@click.option("--initrd", metavar="FILE", type=PATH, help="Start boxes with this initrd.")
+@click.option("--command-line", metavar="TEXT", default="", help="What the kernel is told.")
+@click.option("--firmware", type=click.Choice(["bios", "uefi"]), default="bios", help="What the disk's loader needs.")
+@click.option("--agent", is_flag=True, help="QEMU's guest agent is in it, enabled.")
+@click.option("--user", metavar="NAME", default="root", help="Whom to log in as.")
+@DESCRIPTION
+@click.pass_obj
+def import_image(invocation: Invocation, /, name: str, source: str, **options: Any) -> None:  # noqa: ANN401 - click's own
+    """Take in a disk image, an appliance or the tar of a root file system, from a file or an http(s) address.
+
+    It becomes the latest generation of that name. Nothing of it is trusted: what names other files, is damaged, or
+    would fill the disk is refused.
+    """
+    from vmimagemanager.deadline import Stopwatch
+    from vmimagemanager.images.catalogue import DISK_SIZE
+    from vmimagemanager.images.imports import Import
+
+    watch = Stopwatch()
+    wanted = Import(
+        format=options["format"],
+        size=options["size"],
+        digests=_digests(options["sha256"], options["sha512"]),
+        checksums=options["checksums"],
+        keep=options["keep_download"],
+        disk_size=options["disk_size"] or DISK_SIZE,
+        kernel=options["kernel"],
+        initrd=options["initrd"],
+        command_line=options["command_line"],
+        firmware=options["firmware"],
+        agent=options["agent"],
+        user=options["user"],
+        description=options["description"] or "",
+    )
+    with invocation.open() as manager, shown(invocation) as progress:
+        imported = manager.images.import_image(name, source, wanted, progress=progress)
+    _tell(invocation, imported, "imported", watch)
+
+
+def _digests(sha256: str | None, sha512: str | None) -> dict[str, str]:
+    digests = {name: text for name, text in (("sha256", sha256), ("sha512", sha512)) if text is not None}
+    for name, text in digests.items():
+        if not re.fullmatch(rf"[0-9a-fA-F]{{{int(name[3:]) // 4}}}", text):
+            raise click.UsageError(f"{text!r} is no {name} in hexadecimal.")
+    return digests
+
+
+def _tell(invocation: Invocation, made: Image, deed: str, watch: Stopwatch) -> None:
     from vmimagemanager.report import deeds
     from vmimagemanager.report import images as report
 
-    watch = Stopwatch()
-    with invocation.open() as manager, shown(invocation) as progress:
-        built = manager.images.build(name, mirror=mirror, progress=progress, description=description)
     if invocation.json:
-        screen.emit("image", {"image": report.document(built)})
-    size = report.on_disk(built).human()
-    packages = f"{len(built.packages)} packages"
-    invocation.say(f"{built.address}: built in {deeds.seconds(watch.total)}, {size} on disk, {packages}")
+        screen.emit("image", {"image": report.document(made)})
+    size = report.on_disk(made).human()
+    packages = f", {len(made.packages)} packages" if made.packages else ""
+    invocation.say(f"{made.address}: {deed} in {deeds.seconds(watch.total)}, {size} on disk{packages}")
 
 
 @verb_of(image, "list", documents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmimagemanager import names
-from vmimagemanager.units import parse_duration
+from vmimagemanager.units import Size, parse_duration
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     _DurationType = click.ParamType[timedelta]
     _TextType = click.ParamType[str]
     _AddressType = click.ParamType[names.Address]
+    _SizeType = click.ParamType[Size]
 else:  # before click 8.5 a type of values is not generic
-    _DurationType = _TextType = _AddressType = click.ParamType
+    _DurationType = _TextType = _AddressType = _SizeType = click.ParamType
 
 
 class _Duration(_DurationType):
@@ -92,7 +94,38 @@ class _Image(_TextType):
         return _items((folder.name for folder in _folders(state.path / "images")), incomplete) if state else []
 
 
+class _Size(_SizeType):
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:  # noqa: ANN401
+        try:
+            return Size.parse(value)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+
+
+class _Format(_TextType):
+    """The format of something that is imported; a tar may be called by its compression, which is recognised."""
+
+    name = "format"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
+        from vmimagemanager.images.intake import FORMATS
+
+        found = "tar" if re.fullmatch(r"tar\.(gz|xz|zst)", value) else str(value)
+        if found not in FORMATS:
+            self.fail(f"{names.quoted(value)} is not a format that is taken in: {', '.join(FORMATS)}.", param, ctx)
+        return found
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        from vmimagemanager.images.intake import FORMATS
+
+        return _items(FORMATS, incomplete)
+
+
 DURATION = _Duration()
+SIZE = _Size()
+FORMAT = _Format()
 BOX = _Box()
 SNAPSHOT = _Snapshot()
 NEW_SNAPSHOT = _Snapshot(new=True)

@@ -11,8 +11,8 @@ from vmimagemanager.errors import VmimError
 from vmimagemanager.images import userns
 
 # Each program with Debian's package that holds it, and what does not work without it.
-_NEEDED = {"qemu-img": "qemu-utils"}
-_FOR_IMAGES = {"mmdebstrap": "mmdebstrap", "mkfs.ext4": "e2fsprogs", "tar": "tar"}
+_NEEDED = {"qemu-img": "qemu-utils", "prlimit": "util-linux"}
+_FOR_IMAGES = {"mmdebstrap": "mmdebstrap", "mkfs.ext4": "e2fsprogs", "debugfs": "e2fsprogs", "tar": "tar"}
 _FOR_IMAGES_OF_USERS = {"fakeroot": "fakeroot", "newuidmap": "uidmap"}
 _FOR_CONVENIENCE = {"virsh": "libvirt-clients", "ssh": "openssh-client"}
 

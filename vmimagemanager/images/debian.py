@@ -11,9 +11,9 @@ import gzip
 import logging
 import os
 import re
-import shutil
 import tarfile
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from shlex import quote
@@ -22,22 +22,22 @@ from vmimagemanager import disks, process
 from vmimagemanager.deadline import Deadline, Stopwatch
 from vmimagemanager.durable import remove_tree, require_space, translate_os_errors
 from vmimagemanager.errors import DeadlineError, ImageError, SpaceError, StateError, ToolError
-from vmimagemanager.images import bootable, layout, userns
-from vmimagemanager.images.catalogue import Recipe
+from vmimagemanager.images import bootable, epoch, filesystem, layout, userns
+from vmimagemanager.images.catalogue import DISTRIBUTIONS, Recipe
+from vmimagemanager.images.filesystem import FileSystem
+from vmimagemanager.images.packages import installed_packages
 from vmimagemanager.images.stage import reachable_folder
 from vmimagemanager.progress import Progress
 from vmimagemanager.units import Size
 
 _log = logging.getLogger(__name__)
 
-DISK_SIZE = Size(8 << 30)
 _NEEDED = Size(2 << 30)
 _INSTALL_LIMIT = timedelta(minutes=30)
 _LIMIT = timedelta(minutes=10)
 _REMOVAL_LIMIT = timedelta(seconds=5)
-_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_FILE_SYSTEM = ("-t", "ext4", "-L", layout.LABEL, "-m", "1")
-_EXTENDED = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
+_HOOKS = "vmimagemanager-hooks"
+_NAMESPACE = uuid.UUID("8e1a9f0a-3c1d-4d58-8f4c-9a7c2a1b6d02")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,29 +53,49 @@ class Built:
 def build(recipe: Recipe, stage: Path, *, mirror: str | None, progress: Progress) -> Built:
     """Build ``recipe`` in the folder ``stage``; ``mirror`` replaces mmdebstrap's default.
 
-    Raises ToolError when a program is missing or fails, ImageError when what came out is not a usable system, and
-    SpaceError.  The caller removes the stage.
+    The same recipe and the same state of the archive give the same files, byte for byte, as long as the host's
+    mmdebstrap, mkfs and qemu-img are the same.  Raises ToolError when a program is missing or fails, ImageError when
+    what came out is not a usable system, and SpaceError.  The caller removes the stage.
     """
     watch = Stopwatch()
+    mirror = mirror if mirror is not None else recipe.mirror
+    if mirror is not None and mirror.startswith("-"):
+        raise ImageError(f"'{mirror}' is not a mirror: expected an address such as http://archive.example/debian.")
     progress("checking the host", 0.0)
     _require_tools(recipe)
     userns.require()
     require_space(stage, _NEEDED, purpose=f"Building the image '{recipe.name}'")
 
-    progress(f"installing Debian {recipe.suite} (about a minute)", 0.02)
-    tar = _install(recipe, stage, mirror)
-    _log.info("installed Debian %s in %.1f s", recipe.suite, watch.lap("install"))
+    progress("asking the archive how old it is", 0.01)
+    moment = epoch.of(recipe, mirror, stage)
+    progress(f"installing {recipe.title} (about a minute)", 0.02)
+    tar = _install(recipe, stage, mirror, moment)
+    _log.info("installed %s in %.1f s", recipe.title, watch.lap("install"))
 
     progress("reading kernel and initrd", 0.7)
-    kernel, initrd, packages = _take_out(tar, stage)
+    files, packages = _take_out(tar, stage, uefi=recipe.uefi)
     with translate_os_errors("write", tar), tarfile.open(tar, "a") as archive:
-        layout.add(archive, layout.on_partition(layout.SYSTEM) if recipe.uefi else layout.SYSTEM)
+        layout.add(archive, layout.on_partition(layout.SYSTEM) if recipe.uefi else layout.SYSTEM, epoch=moment)
     _log.info("laid the configuration into the tree in %.1f s", watch.lap("seal"))
 
     progress("filling the file system", 0.75)
-    raw = _fill_file_system(tar, stage, uefi=recipe.uefi)
+    raw = stage / "disk.raw"
     if recipe.uefi:
-        bootable.install_loader(raw, stage, kernel=kernel, initrd=initrd, command_line=layout.UEFI_COMMAND_LINE)
+        bootable.make(raw, recipe.size, identities=[_identity(recipe, moment, role) for role in bootable.IDENTITIES])
+    filesystem.fill(
+        tar,
+        raw,
+        FileSystem(
+            size=recipe.size,
+            uuid=_identity(recipe, moment, "system"),
+            epoch=moment,
+            label=layout.LABEL,
+            offset=bootable.SYSTEM_OFFSET if recipe.uefi else Size(0),
+        ),
+        left_out=layout.LEFT_OUT,
+    )
+    if recipe.uefi:
+        bootable.install_loader(raw, stage, files, command_line=layout.UEFI_COMMAND_LINE, epoch=moment)
     _log.info("filled the file system in %.1f s", watch.lap("fill"))
 
     progress("writing the disk image", 0.85)
@@ -85,7 +105,7 @@ def build(recipe: Recipe, stage: Path, *, mirror: str | None, progress: Progress
     _log.info("wrote the disk image in %.1f s", watch.lap("convert"))
     if recipe.uefi:
         return Built(disk=disk, kernel=None, initrd=None, packages=packages)
-    return Built(disk=disk, kernel=kernel, initrd=initrd, packages=packages)
+    return Built(disk=disk, kernel=files["kernel"], initrd=files["initrd"], packages=packages)
 
 
 def remove(path: Path) -> None:
@@ -109,53 +129,44 @@ def remove(path: Path) -> None:
 
 
 def _require_tools(recipe: Recipe) -> None:
-    needed = {"mmdebstrap": "mmdebstrap", "mkfs.ext4": "e2fsprogs", "tar": "tar", "qemu-img": "qemu-utils"}
+    distribution = DISTRIBUTIONS[recipe.distribution]
+    needed = {"mmdebstrap": "mmdebstrap", "qemu-img": "qemu-utils", **filesystem.tools()}
     if os.geteuid() != 0:
-        needed |= {"fakeroot": "fakeroot", "newuidmap": "uidmap"}
+        needed |= {"newuidmap": "uidmap"}
     if recipe.uefi:
         needed |= bootable.TOOLS
-    missing = sorted({package for program, package in needed.items() if process.find(program) is None})
-    if recipe.uefi and not bootable.LOADER.exists():
-        missing.append(bootable.LOADER_PACKAGE)
-    if not _KEYRING.exists():
-        missing.append("debian-archive-keyring")
+    missing = {package for program, package in needed.items() if process.find(program) is None}
+    if not distribution.keyring.exists():
+        missing.add(distribution.keyring_package)
     if missing:
         raise ToolError(
-            f"Building the image '{recipe.name}' needs packages that are not installed: {', '.join(missing)}.",
-            hint=f"apt-get install {' '.join(missing)}",
+            f"Building the image '{recipe.name}' needs packages that are not installed: {', '.join(sorted(missing))}.",
+            hint=f"apt-get install {' '.join(sorted(missing))}",
         )
 
 
-def _install(recipe: Recipe, stage: Path, mirror: str | None) -> Path:
-    early, tar = stage / "early.tar", stage / "root.tar"
-    if mirror is not None and mirror.startswith("-"):
-        raise ImageError(f"'{mirror}' is not a mirror: expected an address such as http://archive.example/debian.")
-    with translate_os_errors("write", early), tarfile.open(early, "w") as archive:
-        layout.add(archive, layout.on_partition(layout.INITRAMFS) if recipe.uefi else layout.INITRAMFS)
+def _install(recipe: Recipe, stage: Path, mirror: str | None, epoch: int) -> Path:
+    tar = stage / "root.tar"
+    for name, entries in (("early", _early(recipe)), ("late", _late(recipe))):
+        path = stage / f"{name}.tar"
+        with translate_os_errors("write", path), tarfile.open(path, "w") as archive:
+            layout.add(archive, entries, epoch=epoch, with_folders=name == "early")
     argv: list[str | Path] = [
         # If we are killed, setpriv has timeout told, and timeout tells the whole group: mmdebstrap alone would go on.
         *("setpriv", "--pdeathsig", "TERM", "--"),
         *("timeout", "--kill-after=5", str(round(_INSTALL_LIMIT.total_seconds()) + 60)),
         process.require("mmdebstrap", package="mmdebstrap"),
-        "--mode=unshare",
-        "--variant=minbase",
-        "--architectures=amd64",
-        "--format=tar",
-        f"--include={','.join(layout.PACKAGES)}",
-        f"--essential-hook=tar-in {quote(str(early))} /",
-        recipe.suite,
-        tar,
+        *words(recipe, stage, tar, mirror),
     ]
-    if mirror is not None:
-        argv.append(mirror)
+    environment = {"TMPDIR": str(reachable_folder(stage)), "SOURCE_DATE_EPOCH": str(epoch)}
     try:
-        process.run(argv, environment={"TMPDIR": str(reachable_folder(stage))}, limit=_INSTALL_LIMIT)
+        process.run(argv, environment=environment, limit=_INSTALL_LIMIT)
     except ToolError as error:
         if "No space left on device" in error.detail:
             message = f"The disk became full while '{recipe.name}' was installed."
             raise SpaceError(message, detail=error.detail) from error
         raise ToolError(
-            f"Debian {recipe.suite} could not be installed: mmdebstrap ended with status {error.status}.",
+            f"{recipe.title} could not be installed: mmdebstrap ended with status {error.status}.",
             hint="Is the archive reachable?  Another mirror can be given with --mirror.",
             detail=error.detail,
             argv=error.argv,
@@ -164,14 +175,58 @@ def _install(recipe: Recipe, stage: Path, mirror: str | None) -> Path:
     return tar
 
 
-def _take_out(tar: Path, stage: Path) -> tuple[Path, Path, dict[str, str]]:
+def words(recipe: Recipe, stage: Path, tar: Path, mirror: str | None) -> list[str | Path]:
+    """Return what mmdebstrap is told: options, the release, where the tar goes, and the mirror if one is asked for."""
+    distribution = DISTRIBUTIONS[recipe.distribution]
+    hooks = [f"--essential-hook=tar-in {quote(str(stage / 'early.tar'))} /"]
+    if recipe.files or recipe.hooks:
+        hooks.append(f"--customize-hook=tar-in {quote(str(stage / 'late.tar'))} /")
+    if recipe.user != "root":
+        user = "useradd --create-home --user-group --shell /bin/bash"
+        hooks.append(f'--customize-hook=chroot "$1" {user} {quote(recipe.user)}')
+    hooks += [f'--customize-hook=chroot "$1" /{_HOOKS}/{number}' for number in range(1, len(recipe.hooks) + 1)]
+    if recipe.hooks:
+        hooks.append(f'--customize-hook=rm -r "$1"/{_HOOKS}')
+    loader = (bootable.LOADER_PACKAGE,) if recipe.uefi else ()
+    packages = (*layout.PACKAGES, distribution.kernel, *loader, *recipe.packages)
+    return [
+        "--mode=unshare",
+        "--variant=minbase",
+        "--architectures=amd64",
+        "--format=tar",
+        f"--components={','.join(recipe.components or distribution.components)}",
+        f"--keyring={distribution.keyring}",
+        f"--include={','.join(packages)}",
+        *hooks,
+        recipe.suite,
+        tar,
+        *([mirror] if mirror is not None else []),
+    ]
+
+
+def _early(recipe: Recipe) -> layout.Entries:
+    return layout.on_partition(layout.INITRAMFS) if recipe.uefi else layout.INITRAMFS
+
+
+def _late(recipe: Recipe) -> layout.Entries:
+    return {
+        **{file.path.lstrip("/"): layout.File(file.content, file.mode) for file in recipe.files},
+        **{f"{_HOOKS}/{number}": layout.File(script, 0o755) for number, script in enumerate(recipe.hooks, 1)},
+    }
+
+
+def _take_out(tar: Path, stage: Path, *, uefi: bool) -> tuple[dict[str, Path], dict[str, str]]:
     # From the tar and not from the unpacked tree: a link in there cannot lead to a file of the host.
     with translate_os_errors("read", tar), tarfile.open(tar) as archive:
         members = {member.name: member for member in archive if member.isreg()}
-        kernel = _copy_out(archive, members, r"\./boot/vmlinuz-[^/]+", stage / "kernel")
-        initrd = _copy_out(archive, members, r"\./boot/initrd\.img-[^/]+", stage / "initrd")
+        files = {
+            "kernel": _copy_out(archive, members, r"\./boot/vmlinuz-[^/]+", stage / "kernel"),
+            "initrd": _copy_out(archive, members, r"\./boot/initrd\.img-[^/]+", stage / "initrd"),
+        }
+        if uefi:
+            files["loader"] = _copy_out(archive, members, re.escape(f".{bootable.LOADER}"), stage / "loader")
         status = _content(archive, members, r"\./var/lib/dpkg/status").decode("utf-8", "replace")
-    return kernel, initrd, installed_packages(status)
+    return files, installed_packages(status)
 
 
 def _copy_out(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], pattern: str, target: Path) -> Path:
@@ -189,54 +244,6 @@ def _content(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], patt
     return stream.read()
 
 
-def installed_packages(status: str) -> dict[str, str]:
-    """Return the installed packages and their versions from the text of /var/lib/dpkg/status, sorted by name."""
-    packages = {}
-    for stanza in status.split("\n\n"):
-        fields = dict(re.findall(r"^(Package|Status|Version): (.*)$", stanza, re.MULTILINE))
-        if fields.get("Status", "").endswith(" installed"):
-            packages[fields["Package"]] = fields["Version"]
-    return dict(sorted(packages.items()))
-
-
-def _fill_file_system(tar: Path, stage: Path, *, uefi: bool) -> Path:
-    tree, raw, owners = stage / "tree", stage / "disk.raw", stage / "owners"
-    with translate_os_errors("make the file system", raw):
-        tree.mkdir()
-        with raw.open("wb") as stream:
-            stream.truncate(DISK_SIZE.bytes)
-    extended = _EXTENDED
-    if uefi:
-        bootable.make(raw, DISK_SIZE)
-        extended += f",offset={bootable.SYSTEM_OFFSET.bytes}"
-    unpack: list[str | Path] = [
-        process.require("tar", package="tar"),
-        "--extract",
-        "--numeric-owner",
-        "--same-owner",
-        "--preserve-permissions",
-        "--xattrs",
-        "--xattrs-include=security.capability",
-        *(f"--exclude={pattern}" for pattern in layout.LEFT_OUT),
-        f"--file={tar}",
-        f"--directory={tree}",
-    ]
-    mkfs = process.require("mkfs.ext4", package="e2fsprogs")
-    size = f"{DISK_SIZE.bytes // 1024}k"
-    fill: list[str | Path] = [mkfs, "-q", "-F", *_FILE_SYSTEM, "-E", extended, "-d", tree, raw, size]
-    # fakeroot remembers owners from the one program to the other.  It is a shell script that does not quote the name of
-    # its file, which is therefore given without its folder.
-    fakeroot: list[str | Path] = []
-    if os.geteuid() != 0:
-        owners.touch()
-        fakeroot = [process.require("fakeroot", package="fakeroot"), "-i", owners.name, "-s", owners.name, "--"]
-    for argv in (unpack, fill):
-        try:
-            process.run([*fakeroot, *argv], folder=stage, limit=_LIMIT)
-        except ToolError as error:
-            if "No space left on device" in error.detail:
-                raise SpaceError(f"The disk became full in '{stage}'.", detail=error.detail) from error
-            raise
-    tar.unlink()
-    shutil.rmtree(tree)
-    return raw
+def _identity(recipe: Recipe, epoch: int, role: str) -> str:
+    """Return a UUID that is the same for the same recipe and archive state, and another one for all others."""
+    return str(uuid.uuid5(_NAMESPACE, f"{role} {epoch} {replace(recipe, name='', description='')!r}"))

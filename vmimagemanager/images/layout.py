@@ -23,7 +23,6 @@ PACKAGES = (
     "dbus",
     "openssh-server",
     "qemu-guest-agent",
-    "linux-image-cloud-amd64",
     "initramfs-tools",
     "iproute2",
     "ca-certificates",
@@ -51,7 +50,15 @@ class Link:
     target: str
 
 
-Entries = Mapping[str, str | Link]
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file with a mode of its own."""
+
+    content: bytes
+    mode: int = 0o644
+
+
+Entries = Mapping[str, str | File | Link]
 
 # What the root file system may lie on.  All of it is loaded at each boot, which is cheaper under emulation than udev's
 # search for what is needed.
@@ -62,6 +69,7 @@ _FSTAB = "/dev/vda  /  ext4  defaults,noatime  0  0\n"
 INITRAMFS: Entries = {
     "etc/fstab": _FSTAB,
     "etc/initramfs-tools/conf.d/vmimagemanager": "MODULES=list\nCOMPRESS=gzip\n",
+    "etc/initramfs-tools/conf.d/resume": "RESUME=none\n",  # else it looks for the swap of the host
     "usr/share/initramfs-tools/modules.d/vmimagemanager": _INITRD_MODULES.replace(" ", "\n") + "\n",
 }
 
@@ -153,29 +161,32 @@ def on_partition(entries: Entries) -> Entries:
     return {**entries, "etc/fstab": _FSTAB.replace("vda", "vda2")}
 
 
-def add(archive: tarfile.TarFile, entries: Entries) -> None:
-    """Add the entries, owned by root, and the folders above them, to a tar that is open for writing."""
+def add(archive: tarfile.TarFile, entries: Entries, *, epoch: int = 0, with_folders: bool = True) -> None:
+    """Add the entries, owned by root and of the time ``epoch``, to a tar, and the folders above them.
+
+    Without folders, those that exist where the tar is unpacked keep their modes, and others are made then.
+    """
     folders: set[str] = set()
     for name, entry in entries.items():
         parts = name.split("/")[:-1]
         for depth in range(2, len(parts) + 1):  # the first one (etc, usr) is in every tree, with its own mode
             folder = "/".join(parts[:depth])
-            if folder not in folders:
+            if with_folders and folder not in folders:
                 folders.add(folder)
-                archive.addfile(_member(folder, tarfile.DIRTYPE, 0o755))
+                archive.addfile(_member(folder, tarfile.DIRTYPE, 0o755, epoch))
         if isinstance(entry, Link):
-            member = _member(name, tarfile.SYMTYPE, 0o777)
+            member = _member(name, tarfile.SYMTYPE, 0o777, epoch)
             member.linkname = entry.target
             archive.addfile(member)
         else:
-            content = entry.encode()
-            member = _member(name, tarfile.REGTYPE, 0o644)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+            file = entry if isinstance(entry, File) else File(entry.encode())
+            member = _member(name, tarfile.REGTYPE, file.mode, epoch)
+            member.size = len(file.content)
+            archive.addfile(member, io.BytesIO(file.content))
 
 
-def _member(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
+def _member(name: str, kind: bytes, mode: int, epoch: int) -> tarfile.TarInfo:
     member = tarfile.TarInfo(f"./{name}")
-    member.type, member.mode = kind, mode
+    member.type, member.mode, member.mtime = kind, mode, epoch
     member.uname = member.gname = "root"
     return member

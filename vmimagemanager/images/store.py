@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from vmimagemanager import disks, process
+from vmimagemanager import disks
 from vmimagemanager.deadline import Stopwatch
 from vmimagemanager.durable import (
     fsync_path,
@@ -21,12 +21,13 @@ from vmimagemanager.durable import (
     publish,
     remove_tree,
     replace_file,
-    require_space,
     translate_os_errors,
 )
 from vmimagemanager.errors import ImageError, StateError, VmimError
-from vmimagemanager.images import catalogue, chain, debian, manifest
+from vmimagemanager.images import catalogue, chain, debian, download, imports, intake, manifest
 from vmimagemanager.images.blobs import Blobs, digest_of
+from vmimagemanager.images.catalogue import Recipe
+from vmimagemanager.images.imports import Import
 from vmimagemanager.images.layout import COMMAND_LINE
 from vmimagemanager.images.manifest import Image
 from vmimagemanager.images.stage import stage, stale
@@ -86,14 +87,21 @@ class ImageStore:
         return self._read(name, generation if generation is not None else generations[-1])
 
     def build(
-        self, name: str, *, mirror: str | None = None, progress: Progress = silent, description: str | None = None
+        self,
+        name: str,
+        *,
+        recipe: Recipe | None = None,
+        mirror: str | None = None,
+        progress: Progress = silent,
+        description: str | None = None,
     ) -> Image:
-        """Build a new generation of an image that has a recipe, and return it.
+        """Build a new generation of an image by ``recipe``, or by the one that there is of that name, and return it.
 
         Two builds of one name at the same time both succeed and become two generations.  An interrupted one leaves
         nothing that can be seen; what a killed one left in ``stage/`` is removed by the next.
         """
-        recipe = catalogue.recipe(name)
+        manifest.parse_name(name)
+        recipe = recipe if recipe is not None else catalogue.recipe(name)
         watch = Stopwatch()
         with stage(self._state, purpose=f"building the image '{name}'", remove=debian.remove) as own:
             built = debian.build(recipe, own, mirror=mirror, progress=progress)
@@ -106,21 +114,41 @@ class ImageStore:
                     created=_now(),
                     description=description if description is not None else recipe.description,
                     disk=built.disk,
-                    disk_size=disks.info(built.disk).virtual_size if recipe.uefi else debian.DISK_SIZE,
+                    disk_size=disks.info(built.disk).virtual_size if recipe.uefi else recipe.size,
                     kernel=built.kernel,
                     initrd=built.initrd,
                     command_line="" if recipe.uefi else COMMAND_LINE,
                     firmware="uefi" if recipe.uefi else "bios",
                     agent=True,
+                    user=recipe.user,
                     digests={},
                     packages=built.packages,
-                    os=recipe.name.split("-")[0],
-                    release=recipe.name.split("-")[1],
+                    os=recipe.distribution,
+                    release=recipe.release,
                     source=f"recipe {recipe.name}",
                 ),
             )
         progress("done", 1.0)
         _log.info("built the image '%s' in %.1f s", image.address, watch.total)
+        return image
+
+    def import_image(
+        self, name: str, source: str | Path, wanted: Import | None = None, *, progress: Progress = silent
+    ) -> Image:
+        """Take in a disk image, an appliance or the tar of a root file system, as a new generation of ``name``.
+
+        ``source`` is a file or an http(s) address.  What is fetched and what is in it is trusted in nothing: see
+        `images.download` and `images.intake`.  Raises ImageError, SpaceError, DeadlineError when a server stalls, and
+        ToolError; the store is then as it was, and only what was fetched so far is kept, for the next attempt.
+        """
+        manifest.parse_name(name)
+        wanted = wanted if wanted is not None else Import()
+        watch = Stopwatch()
+        with stage(self._state, purpose=f"importing the image '{name}'") as own:
+            file = imports.brought(source, own, self._state / "cache", wanted, progress=progress)
+            image = self._taken_in(name, file, own, wanted, named=imports.named(source), progress=progress)
+        progress("done", 1.0)
+        _log.info("imported the image '%s' in %.1f s", image.address, watch.total)
         return image
 
     def add(
@@ -142,33 +170,65 @@ class ImageStore:
         With ``reuse`` a generation of that name that is the same in all but its age is returned instead.
 
         A raw image must be called one (``disk_format="raw"``): what a guest wrote into it can look like a qcow2.
-        Raises ImageError for an image that is damaged, or that has a backing or a data file.
+        Raises what `import_image` does.
         """
         manifest.parse_name(name)
-        if not disk.is_file():
-            raise ImageError(f"The disk image '{disk}' does not exist, or is not a file.")
-        require_space(self._state, Size(2 * disk.stat().st_blocks * 512), purpose=f"Adding the image '{name}'")
+        wanted = Import(
+            format=disk_format,
+            kernel=kernel,
+            initrd=initrd,
+            command_line=command_line,
+            agent=agent,
+            user=user,
+            description=description,
+        )
         with stage(self._state, purpose=f"adding the image '{name}'") as own:
-            target = _taken_in(disk, disk_format, own)
-            return self._publish(
-                own,
-                Image(
-                    name=name,
-                    generation=1,
-                    created=_now(),
-                    description=description,
-                    disk=target,
-                    disk_size=disks.info(target).virtual_size,
-                    kernel=_copied(kernel, own / "kernel"),
-                    initrd=_copied(initrd, own / "initrd"),
-                    command_line=command_line,
-                    agent=agent,
-                    user=user,
-                    digests={},
-                    source=disk.name if disk.name.isprintable() else "",
-                ),
-                reuse=reuse,
-            )
+            return self._taken_in(name, intake.copied(disk, own), own, wanted, named=str(disk), reuse=reuse)
+
+    def _taken_in(
+        self,
+        name: str,
+        file: Path,
+        own: Path,
+        wanted: Import,
+        *,
+        named: str,
+        reuse: bool = False,
+        progress: Progress = silent,
+    ) -> Image:
+        kernel, initrd = _copied(wanted.kernel, own / "own-kernel"), _copied(wanted.initrd, own / "own-initrd")
+        taken = intake.take_in(
+            file,
+            own,
+            named=named,
+            file_format=wanted.format,
+            disk_size=wanted.disk_size,
+            boots=kernel is None,
+            progress=progress,
+        )
+        direct = (kernel, initrd) if kernel is not None else (taken.kernel, taken.initrd)
+        progress("storing the image", 0.95)
+        return self._publish(
+            own,
+            Image(
+                name=name,
+                generation=1,
+                created=_now(),
+                description=wanted.description,
+                disk=taken.disk,
+                disk_size=taken.disk_size,
+                kernel=direct[0],
+                initrd=direct[1],
+                command_line=wanted.command_line or (COMMAND_LINE if taken.kernel is not None else ""),
+                firmware=wanted.firmware,
+                agent=wanted.agent,
+                user=wanted.user,
+                digests={},
+                packages=taken.packages,
+                source=_called(named),
+            ),
+            reuse=reuse,
+        )
 
     def remove(self, address: str, *, used_by: InUse) -> tuple[Sequence[Image], Size]:
         """Remove ``name:3``, or all generations of ``name``; return what was removed and the space that it gave.
@@ -302,6 +362,10 @@ class ImageStore:
             if remove:
                 self._blobs.sweep(needed)
             return found
+
+    def downloads(self, *, remove: bool) -> Sequence[tuple[Path, Size]]:
+        """Return what imports fetched, finished or not, and nobody fetches now; remove it if asked to."""
+        return download.leftovers(self._state / "cache", remove=remove)
 
     def stale_stages(self, *, remove: bool) -> Sequence[tuple[Path, Size]]:
         """Return what killed builds left, with what it takes; remove it if asked to."""
@@ -442,26 +506,15 @@ class ImageStore:
         return ImageError(f"There is no image '{name}'.", hint=" ".join(advice))
 
 
-def _taken_in(disk: Path, disk_format: str | None, own: Path) -> Path:
-    # What is checked is our copy, which its owner can no longer exchange.
-    if disk_format not in {None, "qcow2", "raw"}:  # the others can name files of the host in ways of their own
-        raise ImageError(f"'{disk_format}' is not a format that is taken in: expected qcow2 or raw.")
-    copy, target = own / "source", own / "disk.qcow2"
-    process.run(["cp", "--reflink=auto", "--sparse=always", "--", disk.absolute(), copy])
-    found = disk_format or disks.detect_format(copy)
-    if found is None:
-        raise ImageError(f"'{disk}' is not a qcow2 image.", hint="A raw disk image must be called one: format 'raw'.")
-    if found == "qcow2":
-        disks.refuse_outside_files(copy)
-        disks.check(copy)
-    disks.convert(copy, target, source_format=found)
-    copy.unlink()
-    return target
-
-
 def _flush(path: Path) -> None:
     with translate_os_errors("flush", path):
         fsync_path(path)
+
+
+def _called(source: str) -> str:
+    """Return what an image is known to come from: an address, or a file's name without its folder."""
+    name = source if "://" in source else Path(source).name
+    return name if name.isprintable() else ""
 
 
 def _copied(source: Path | None, target: Path) -> Path | None:
