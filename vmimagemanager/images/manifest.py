@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from vmimagemanager import records
 from vmimagemanager.errors import StateError, UsageError
+from vmimagemanager.images import seed
 from vmimagemanager.units import Size
 
 Value = TypeVar("Value")
@@ -29,7 +30,8 @@ class Image:
 
     ``digests`` holds the SHA-512 of each file by its role: disk, and kernel and initrd where the box is started with
     them directly; ``firmware`` is what the disk's own boot loader needs.  ``agent`` says that a QEMU guest agent is in
-    it, ``user`` whom to log in as.  ``packages`` maps installed packages to versions, as far as known.
+    it, ``user`` whom to log in as.  ``seed`` is ``nocloud`` for a system that a seed tells, at its first boot, who
+    it is (see images/seed.py), or empty.  ``packages`` maps installed packages to versions, as far as known.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Image:
     firmware: str = "bios"
     agent: bool = False
     user: str = "root"
+    seed: str = ""
     digests: Mapping[str, str] = field(hash=False)
     packages: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
 
@@ -94,6 +97,7 @@ def write(folder: Path, image: Image) -> None:
         "firmware": image.firmware,
         "agent": image.agent,
         "user": image.user,
+        "seed": image.seed or None,
         "digests": dict(image.digests),
         "packages": dict(image.packages),
     }
@@ -121,6 +125,7 @@ def read(folder: Path, blob: Callable[[str], Path]) -> Image:
             firmware=str(record.get("firmware", "bios")),
             agent=_expect(record, "agent", bool),
             user=_expect(record, "user", str),
+            seed=_one_of(str(record.get("seed", "")), seed.KINDS),
             digests=digests,
             packages={str(name): str(version) for name, version in dict(record["packages"]).items()},
         )
@@ -134,6 +139,12 @@ def _expect(record: Mapping[str, Any], key: str, kind: type[Value]) -> Value:
     value = record[key]
     if not isinstance(value, kind):
         raise ValueError(f"'{key}' is not of type {kind.__name__}")
+    return value
+
+
+def _one_of(value: str, known: Collection[str]) -> str:
+    if value not in known:
+        raise ValueError(f"{value!r} is none of {', '.join(map(repr, known))}")
     return value
 
 

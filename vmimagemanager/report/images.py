@@ -35,6 +35,7 @@ def lines(image: Image) -> list[str]:
         ("user", image.user),
         ("agent", "yes" if image.agent else "no"),
         ("firmware", image.firmware),
+        *([("seed", image.seed)] if image.seed else []),
         ("command line", image.command_line or "none: it boots from its disk"),
         *((f"{role} file", str(path)) for role, path in image.files.items()),
     ]
@@ -60,6 +61,7 @@ def document(image: Image) -> dict[str, Any]:
         "agent": image.agent,
         "user": image.user,
         "firmware": image.firmware,
+        "seed": image.seed or None,
         "command_line": image.command_line,
         "files": {role: str(path) for role, path in image.files.items()},
         "digests": dict(image.digests),
