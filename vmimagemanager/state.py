@@ -91,6 +91,14 @@ class BoxFolder:
         found = (path.stem.removeprefix("overlay").removeprefix("-") for path in self.path.glob("overlay*.qcow2"))
         return tuple(sorted(found))
 
+    def seed(self, name: str) -> Path:
+        """The small disk from which the guest of a cloud image learns who it is."""
+        return self.path / f"seed-{name}.iso"
+
+    @property
+    def seeds(self) -> tuple[Path, ...]:
+        return tuple(self.path.glob("seed-*.iso"))
+
     @property
     def standing(self) -> Path:
         """What the box was about to stand on when that was interrupted."""

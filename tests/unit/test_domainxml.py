@@ -442,3 +442,32 @@ def test_the_files_of_the_host_that_a_domain_names_are_found() -> None:
         source="the test",
     )
     assert definition.host_files == (Path("/disc.iso"), Path("/shared"), Path("/firmware"))
+
+
+# -- the seed of a cloud image ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", [plain(), own()])
+def test_a_seed_is_a_read_only_disk_after_all_others_and_none_of_the_guests_own(base: DomainXml) -> None:
+    path = Path("/state/boxes/web/seed-1.iso")
+    seeded = base.with_disks([Path("/state/empty/1.qcow2")]).with_seed()
+    laid = seeded.with_seed().with_parts(replace(parts(), seed=path))
+    assert laid.seed == path
+    disks = etree.fromstring(laid.text()).findall("devices/disk")
+    (disk,) = [one for one in disks if one.findtext("serial") == "vmim-seed"]
+    assert (disk is disks[-1], disk.get("device"), disk.find("readonly") is not None) == (True, "disk", True)
+    target, driver = disk.find("target"), disk.find("driver")
+    assert target is not None
+    assert driver is not None
+    assert (target.get("dev"), target.get("bus"), driver.get("type")) == ("vdaa", "virtio", "raw")
+    assert path not in laid.disks()
+    assert path not in laid.host_files
+    assert "vdaa" not in laid.further_disks()
+    other = laid.with_parts(replace(parts(), name="clone", seed=Path("/state/boxes/clone/seed-1.iso")))
+    assert other.seed == Path("/state/boxes/clone/seed-1.iso")
+    assert other.layout() == laid.layout()
+    assert base.with_parts(parts()).layout() != laid.layout()
+
+
+def test_parts_bring_no_seed_to_a_memory_that_knows_of_none() -> None:
+    assert plain().with_parts(replace(parts(), seed=Path("/seed.iso"))).seed is None

@@ -244,31 +244,3 @@ def test_a_box_without_a_network_is_restored_and_forked_through_its_agent(define
         assert [made.proven for made in clones.made] == [True, True]
     with pytest.raises(GuestUnreachableError, match="has no network"):
         box.run(["true"])
-
-
-# -- the disk that starts itself ----------------------------------------------------------------------------------
-
-
-def test_a_disk_with_a_boot_loader_of_its_own_is_built_started_and_restored(manager: Manager) -> None:
-    name = f"{IMAGE}-uefi"
-    if name not in [image.name for image in manager.images.list()]:
-        manager.images.build(name)
-    image = manager.images.get(name)
-    assert (image.kernel, image.initrd, image.firmware) == (None, None, "uefi")
-    box = manager.define(new_name(), BoxSettings(image=name, ram=RAM, boot_timeout=timedelta(minutes=4)))
-    try:
-        assert box.up().first_boot
-        booted = box.script(
-            "cat /proc/cmdline; cd /sys/firmware/efi/efivars; ls | grep LoaderInfo; findmnt -no SOURCE /"
-        ).text
-        command_line, loader, root = booted.splitlines()
-        assert "initrd=" in command_line  # as the boot loader writes it
-        assert loader.startswith("LoaderInfo-")
-        assert root == "/dev/vda2"
-        boot_id = box.run(["cat", "/proc/sys/kernel/random/boot_id"]).text
-        assert box.snapshot("clean").engine == "live"
-        box.script("echo dirty >/root/canary; sync")
-        assert box.restore("clean").proven
-        assert box.script("ls /root; cat /proc/sys/kernel/random/boot_id").text == boot_id
-    finally:
-        box.undefine(force=True)

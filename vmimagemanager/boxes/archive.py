@@ -18,6 +18,7 @@ from vmimagemanager.boxes.reach import HOST, LOGIN
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.config import BoxSettings, Channel, Engine
 from vmimagemanager.errors import SnapshotError, StateError, UsageError
+from vmimagemanager.images import seed
 from vmimagemanager.snapshots import Manifest
 from vmimagemanager.snapshots.parcel import Parcel
 from vmimagemanager.state import FIRST_DISK
@@ -62,9 +63,10 @@ class Origin:
     mac: str
     command_line: str
     settings: BoxSettings
+    seed: str = ""
 
     @classmethod
-    def of(cls, record: BoxRecord, snapshot: str, *, settings: BoxSettings, command_line: str) -> Origin:
+    def of(cls, record: BoxRecord, snapshot: str, *, settings: BoxSettings, command_line: str, seeded: bool) -> Origin:
         return cls(
             box=record.name,
             snapshot=snapshot,
@@ -72,6 +74,7 @@ class Origin:
             mac=record.mac,
             command_line=command_line,
             settings=settings,
+            seed=seed.NOCLOUD if seeded else "",
         )
 
     def to_record(self) -> dict[str, Any]:
@@ -82,6 +85,7 @@ class Origin:
             "uuid": self.uuid,
             "mac": self.mac,
             "command-line": self.command_line,
+            "seed": self.seed or None,
             "settings": _travelling(self.settings.to_record()),
         }
 
@@ -103,9 +107,12 @@ class Origin:
                 mac=record["mac"],
                 command_line=record["command-line"],
                 settings=BoxSettings.from_record(_travelling(record["settings"]), source="the archive"),
+                seed=record.get("seed", ""),
             )
             if not _MAC.fullmatch(found.mac) or not found.command_line.isprintable():
                 raise ValueError("its MAC address or its kernel command line")
+            if found.seed not in seed.KINDS:
+                raise ValueError("its seed")
         except (KeyError, TypeError, ValueError, AttributeError, UsageError, StateError) as error:
             raise malformed(f"its manifest does not describe a box: {str(error).rstrip('.')}") from error
         return found

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmimagemanager import disks, snapshots
-from vmimagemanager.boxes import borrow, making, network
+from vmimagemanager.boxes import borrow, making, network, seeding
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.config import BoxSettings, Firmware, Moment, Place
@@ -72,9 +72,9 @@ def designed(site: Site, name: str, settings: BoxSettings, image: Image) -> tupl
         adopted=False,
         created=datetime.now(UTC).replace(microsecond=0),
         owner=owner(),
-        settings=settings,
+        settings=seeding.told_by_seed(settings, image),
     )
-    record, base = _asked_for(site, record, image)
+    record, base = _asked_for(site, seeding.with_seed(record, image), image)
     return record, making.with_parts(site, record, base, boot(image))
 
 
@@ -154,11 +154,17 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings, *, newest: bool
             base_format=image.disk_format,
             digests=dict(image.digests),
         )
+        if image.seed and not record.seed:
+            changed = replace(changed, settings=seeding.told_by_seed(settings, image))
+        changed = seeding.with_seed(changed, image, before=record)
         changed, base = _asked_for(site, changed, image)
         if "disks" not in keys_changed:
             changed = replace(changed, disks={**changed.disks, **_imported(record, folder, changed.disks)})
+        seeding.ensure(site.hypervisor, changed, folder)
         snapshots.add_disks(site.hypervisor, folder, changed.disks)
         making.store(site, changed, making.with_parts(site, changed, base, boot(image)), folder)
+        if site.domain(record.name) is None:  # a guest that runs may be snapshotted with the seed that it has
+            seeding.sweep(folder)
     if any(one != record.disks.get(name, one) for name, one in changed.disks.items()):
         return Changed(keys=keys_changed, waits_for="the next reset")
     if image.address != record.image:
@@ -269,6 +275,8 @@ def _asked_for(site: Site, record: BoxRecord, image: Image) -> tuple[BoxRecord, 
         base = base.with_uefi()
     if settings.tpm:
         base = base.with_tpm()
+    if record.seed:
+        base = base.with_seed()
     definition = _transformed(base, settings)
     record = replace(record, disks=_further_disks(definition), nvram=_variables(definition))
     for name, one in record.disks.items():

@@ -63,7 +63,13 @@ def export(site: Site, record: BoxRecord, name: str, target: Path, *, progress: 
             firmware=Firmware.UEFI if archive.NVRAM in files else Firmware.BIOS,
             tpm=any(member.startswith(archive.TPM) for member in files),
         )
-        about = Origin.of(record, name, settings=settings, command_line=definition.boot.command_line)
+        about = Origin.of(
+            record,
+            name,
+            settings=settings,
+            command_line=definition.boot.command_line,
+            seeded=definition.seed is not None,
+        )
         with new_file(target) as stream:
             parcel.write(stream, about.to_record(), files, progress)
     _log.info("exported '%s' in %.1f s", Address(record.name, name), watch.total)

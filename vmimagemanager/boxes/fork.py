@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from vmimagemanager import snapshots
-from vmimagemanager.boxes import lan, life, making, network
+from vmimagemanager.boxes import lan, life, making, network, seeding
 from vmimagemanager.boxes.define import undefine
 from vmimagemanager.boxes.lan import Lan
 from vmimagemanager.boxes.reach import attach
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
-from vmimagemanager.config import Engine
+from vmimagemanager.config import Channel, Engine
 from vmimagemanager.deadline import Stopwatch
 from vmimagemanager.errors import BoxError, GuestError, SnapshotError, SpaceError, StateError
 from vmimagemanager.guest.repair import CloneIdentity, new_token
@@ -103,6 +103,11 @@ def fork(
 
     Raises BoxError when there is a box of such a name, SnapshotError when a guest that came up is not the snapshot.
     """
+    if new_host_keys and record.settings.channel is not Channel.AGENT:
+        raise BoxError(
+            f"Clones of '{record.name}' cannot get host keys of their own: those are given through the guest's agent.",
+            hint="They are known by the host key of the box: fork without --new-host-keys.",
+        )
     with _places(site, names, common=common) as places:
 
         def clone(name: str) -> Forked:
@@ -241,6 +246,7 @@ def _made(
     making.make(site, clone, definition, footing=footing, keys_of=folder, new_host_key=new_host_key)
     if network.is_shared(clone):
         clone = replace(clone, mac=mac_of(network.keep_address(site, clone)))
+        seeding.lay(site.hypervisor, clone, site.state.box(name))  # with that address; nobody has read it yet
         definition = making.with_parts(site, clone, definition)
         making.store(site, clone, definition, site.state.box(name))
     return clone, definition

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from vmimagemanager import disks, keys, snapshots
-from vmimagemanager.boxes import making, network
+from vmimagemanager.boxes import making, network, seeding
 from vmimagemanager.boxes.define import ensure_defined
 from vmimagemanager.boxes.reach import HOST, LOGIN, agent, attach, check_alive, console_tail, host_key, runner
 from vmimagemanager.boxes.record import BoxRecord
@@ -16,7 +16,7 @@ from vmimagemanager.boxes.site import Site
 from vmimagemanager.config import Channel
 from vmimagemanager.deadline import Deadline, Stopwatch
 from vmimagemanager.durable import translate_os_errors
-from vmimagemanager.errors import BoxError, DeadlineError, HypervisorError, ImageError
+from vmimagemanager.errors import BoxError, DeadlineError, GuestError, HypervisorError, ImageError
 from vmimagemanager.guest.identity import Identity, give_identity
 from vmimagemanager.guest.readiness import Readiness, wait_until_ready
 from vmimagemanager.guest.repair import CloneIdentity, Proof, new_token, plant_and_repair
@@ -57,8 +57,8 @@ class Down:
 def up(site: Site, record: BoxRecord) -> Up:
     """Start a box unless it runs, and return when a command has run in its guest, or at once where none can.
 
-    At the first boot the guest gets its own key, host key and machine-id through the agent.  Raises DeadlineError or
-    GuestPanicError with the last console lines; the guest is left as it is, for `console` to look at.
+    At the first boot the guest gets its own key, host key and machine-id, through the agent or a seed.  Raises
+    DeadlineError or GuestPanicError with the last console lines; the guest is left as it is, for `console` to look at.
     """
     folder = site.state.box(record.name)
     ensure_defined(site, record)
@@ -162,6 +162,7 @@ def subject(site: Site, record: BoxRecord) -> snapshots.Subject:
 
 def _boot(site: Site, record: BoxRecord, folder: BoxFolder) -> Domain:
     definition = ensure_defined(site, record)
+    seeding.ensure(site.hypervisor, record, folder)
     for overlay in map(folder.overlay_of, folder.disks):
         if disks.detect_format(overlay) is None:
             raise ImageError(
@@ -219,9 +220,14 @@ def _wait(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Readiness:
 
 def _make_ours(domain: Domain, record: BoxRecord, folder: BoxFolder, readiness: Readiness) -> bool:
     """Give a guest that boots for the first time its identity, and any its waiter; return whether it was the first."""
-    # Whom SSH lets in has an identity already.
-    first_boot = record.settings.channel is Channel.AGENT and readiness.machine_id != record.machine_id
-    if first_boot:
+    # Whom SSH lets in has an identity already, but for the machine-id, which no seed can give.
+    is_ours = readiness.machine_id == record.machine_id
+    first_boot = not is_ours and (record.settings.channel is Channel.AGENT or record.seed != "")
+    if first_boot and record.seed:
+        own = CloneIdentity(host_name=record.host_name, machine_id=record.machine_id)
+        if prove(domain, record, folder, new_token(), identity=own).identity != "yes":
+            raise GuestError(f"The guest of '{record.name}' did not take its own machine-id.")
+    elif first_boot:
         identify(domain, record, folder)
     if not domain.waiter.listens():
         prove(domain, record, folder, new_token())

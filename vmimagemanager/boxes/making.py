@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vmimagemanager import disks, keys, snapshots
-from vmimagemanager.boxes import borrow
+from vmimagemanager.boxes import borrow, seeding
 from vmimagemanager.boxes.reach import HOST, LOGIN
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
@@ -30,6 +30,7 @@ def with_parts(site: Site, record: BoxRecord, base: DomainXml, boot: Boot | None
         disks={name: folder.overlay_of(name) for name in record.disks},
         nvram=folder.nvram,
         tpm_socket=_tpm_socket(site, record),
+        seed=folder.seed(record.seed) if record.seed else None,
         console_log=folder.console_log,
         mac=record.mac,
         network=record.settings.network,
@@ -95,6 +96,7 @@ def make(
         path.chmod(0o711)
         folder = BoxFolder(path)
         _give_keys(folder, record.name, {LOGIN: keys_of, HOST: None if new_host_key else keys_of})
+        seeding.lay(site.hypervisor, record, folder)
         for empty in (folder.snapshots, folder.layers):
             make_folder(empty, mode=0o711)
         if furnish is not None:

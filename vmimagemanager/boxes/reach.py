@@ -82,8 +82,11 @@ def console_tail(folder: BoxFolder) -> str:
     return "\n".join([last_lines(before + panic + reason, _QUOTED_LINES // 2 + 1), *first_lines])
 
 
-def access(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Access:
-    """Return how to reach the guest by SSH; raise GuestUnreachableError when it has no network or no address."""
+def access(domain: Domain, record: BoxRecord, folder: BoxFolder, *, user: str = "") -> Access:
+    """Return how to reach the guest by SSH, as ``user`` or whom the box is used as.
+
+    Raises GuestUnreachableError when it has no network or no address.
+    """
     if record.settings.network == "none":
         raise GuestUnreachableError(
             f"The box '{record.name}' has no network, so no SSH.", hint="Define it with a network: --network user"
@@ -104,7 +107,7 @@ def access(domain: Domain, record: BoxRecord, folder: BoxFolder) -> Access:
     return Access(
         host=host,
         port=port or 22,
-        user=record.settings.user,
+        user=user or record.settings.user,
         key=folder.keys / LOGIN / keys.PRIVATE,
         host_key=host_key(folder),
     )
@@ -162,7 +165,8 @@ class _OverSsh:
     ) -> Result:
         deadline = limit if isinstance(limit, Deadline) else Deadline(limit)
         check()
-        with open_session(self.domain, self.record, self.folder, limit=_left(deadline)) as session:
+        user = "root" if self.record.seed else ""  # a seed lets root in, whoever else uses the box
+        with open_session(self.domain, self.record, self.folder, limit=_left(deadline), user=user) as session:
             return session.run(argv, stdin=stdin, limit=_left(deadline))
 
 
@@ -170,10 +174,12 @@ def _left(deadline: Deadline) -> timedelta:
     return timedelta(seconds=max(1.0, deadline.remaining / timeout_factor()))  # what takes it multiplies it again
 
 
-def open_session(domain: Domain, record: BoxRecord, folder: BoxFolder, *, limit: timedelta | None = None) -> Session:
+def open_session(
+    domain: Domain, record: BoxRecord, folder: BoxFolder, *, limit: timedelta | None = None, user: str = ""
+) -> Session:
     """Connect to the guest by SSH, within ``limit`` or the box's ``ssh-timeout``."""
     limit = limit or record.settings.ssh_timeout
-    return Session.connect(access(domain, record, folder), limit, lambda: check_alive(domain, folder))
+    return Session.connect(access(domain, record, folder, user=user), limit, lambda: check_alive(domain, folder))
 
 
 def agent(domain: Domain) -> Agent:

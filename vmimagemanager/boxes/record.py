@@ -30,7 +30,8 @@ class BoxRecord:
     ``fork_of`` is the address of the snapshot that a clone was made of, or empty; a ``temporary`` box ends with the
     process that leases it.  ``spare`` is the token in the memory of a paused clone that a pool keeps ready, or empty.
     ``lan`` is a clone's place in the common network of its fork.  ``base_format`` is empty in records that are older
-    than raw images: there it is told by the base itself.
+    than raw images: there it is told by the base itself.  ``seed`` names the file from which the guest of a cloud image
+    learns who it is, or is empty.
     """
 
     name: str
@@ -52,6 +53,7 @@ class BoxRecord:
     spare: str = ""
     lan: Lan | None = None
     base_format: str = ""
+    seed: str = ""
 
     @property
     def bases(self) -> dict[str, Backing]:
@@ -95,6 +97,7 @@ class BoxRecord:
             "temporary": self.temporary or None,
             "disks": {name: one.to_record() for name, one in self.disks.items()},
             "spare": self.spare or None,
+            "seed": self.seed or None,
             "lan": None if self.lan is None else self.lan.to_record(),
             "digests": dict(self.digests),
             "settings": self.settings.to_record(),
@@ -124,6 +127,7 @@ class BoxRecord:
                 fork_of=record.get("fork-of", ""),
                 temporary=record.get("temporary", False),
                 spare=record.get("spare", ""),
+                seed=record.get("seed", ""),
                 lan=Lan.from_record(record["lan"]) if "lan" in record else None,
                 settings=BoxSettings.from_record(record["settings"], source=str(folder.record)),
             )

@@ -1,8 +1,9 @@
-"""image build, import, list, show, remove; `imagefiles` has what goes to other places, `generations` what thins out."""
+"""image build, import, catalog, list, show, remove; see also `imagefiles` and `generations`."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,14 @@ from vmimagemanager.cli.verb import VerbGroup, verb_of
 if TYPE_CHECKING:
     from vmimagemanager.deadline import Stopwatch
     from vmimagemanager.images import Image
+    from vmimagemanager.images.imports import Import
 
 DESCRIPTION = click.option("--description", metavar="TEXT", help="A line for people.")
 PATH = click.Path(path_type=Path)
+_OF_A_SOURCE = (
+    *("format", "checksums", "disk_size", "kernel", "initrd", "command_line"),
+    *("firmware", "agent", "cloud_init", "user"),
+)
 
 
 @click.group("image", cls=VerbGroup)
@@ -56,7 +62,7 @@ def build(
 
 @verb_of(image, "import", documents=True)
 @click.argument("name", metavar="NAME")
-@click.argument("source", metavar="SOURCE")
+@click.argument("source", metavar="[SOURCE]", required=False)
 @click.option("--format", metavar="FORMAT", type=FORMAT, help="What the file is; recognised, but for raw.")
 @click.option("--size", metavar="SIZE", type=SIZE, help="How large the file has to be.")
 @click.option("--sha256", metavar="HEX", help="What the file's SHA-256 has to be.")
@@ -69,21 +75,52 @@ def build(
 @click.option("--command-line", metavar="TEXT", default="", help="What the kernel is told.")
 @click.option("--firmware", type=click.Choice(["bios", "uefi"]), default="bios", help="What the disk's loader needs.")
 @click.option("--agent", is_flag=True, help="QEMU's guest agent is in it, enabled.")
+@click.option("--cloud-init", is_flag=True, help="cloud-init is in it: boxes get a seed that says who they are.")
 @click.option("--user", metavar="NAME", default="root", help="Whom to log in as.")
 @DESCRIPTION
 @click.pass_obj
-def import_image(invocation: Invocation, /, name: str, source: str, **options: Any) -> None:  # noqa: ANN401 - click's own
+def import_image(invocation: Invocation, /, name: str, source: str | None, **options: Any) -> None:  # noqa: ANN401 - click's own
     """Take in a disk image, an appliance or the tar of a root file system, from a file or an http(s) address.
 
     It becomes the latest generation of that name. Nothing of it is trusted: what names other files, is damaged, or
-    would fill the disk is refused.
+    would fill the disk is refused. Without a source the name is that of a cloud image in the catalogue.
     """
     from vmimagemanager.deadline import Stopwatch
-    from vmimagemanager.images.catalogue import DISK_SIZE
-    from vmimagemanager.images.imports import Import
 
     watch = Stopwatch()
-    wanted = Import(
+    if source is None:
+        source, wanted = _from_catalog(name, options)
+    else:
+        wanted = _wanted(options)
+    with invocation.open() as manager, shown(invocation) as progress:
+        imported = manager.images.import_image(name, source, wanted, progress=progress)
+    _tell(invocation, imported, "imported", watch)
+
+
+def _from_catalog(name: str, options: dict[str, Any]) -> tuple[str, Import]:
+    from vmimagemanager.images import cloud
+
+    said = click.get_current_context().get_parameter_source
+    for key in _OF_A_SOURCE:
+        if said(key) is click.core.ParameterSource.COMMANDLINE:
+            option = key.replace("_", "-")
+            raise click.UsageError(f"--{option} needs a SOURCE: of a cloud image the catalogue says it.")
+    source, found = cloud.to_import(cloud.entry(name))
+    return source, replace(
+        found,
+        size=options["size"],
+        digests={**found.digests, **_digests(options["sha256"], options["sha512"])},
+        keep=options["keep_download"],
+        description=options["description"] or found.description,
+    )
+
+
+def _wanted(options: dict[str, Any]) -> Import:
+    from vmimagemanager.images.catalogue import DISK_SIZE
+    from vmimagemanager.images.imports import Import
+    from vmimagemanager.images.seed import NOCLOUD
+
+    return Import(
         format=options["format"],
         size=options["size"],
         digests=_digests(options["sha256"], options["sha512"]),
@@ -96,11 +133,9 @@ def import_image(invocation: Invocation, /, name: str, source: str, **options: A
         firmware=options["firmware"],
         agent=options["agent"],
         user=options["user"],
+        seed=NOCLOUD if options["cloud_init"] else "",
         description=options["description"] or "",
     )
-    with invocation.open() as manager, shown(invocation) as progress:
-        imported = manager.images.import_image(name, source, wanted, progress=progress)
-    _tell(invocation, imported, "imported", watch)
 
 
 def _digests(sha256: str | None, sha512: str | None) -> dict[str, str]:
@@ -120,6 +155,26 @@ def _tell(invocation: Invocation, made: Image, deed: str, watch: Stopwatch) -> N
     size = report.on_disk(made).human()
     packages = f", {len(made.packages)} packages" if made.packages else ""
     invocation.say(f"{made.address}: {deed} in {deeds.seconds(watch.total)}, {size} on disk{packages}")
+
+
+@verb_of(image, "catalog", documents=True)
+@click.argument("words", metavar="[WORD]...", nargs=-1)
+@click.pass_obj
+def catalog(invocation: Invocation, words: tuple[str, ...]) -> None:
+    """List the well-known cloud images, or those that have all words in their names or titles.
+
+    Files of your own add to them: see vmimagemanager-catalog.toml(5).
+    """
+    from vmimagemanager.images import cloud
+    from vmimagemanager.report import catalog as report
+
+    found = cloud.search(cloud.catalog().values(), words)
+    if invocation.json:
+        screen.emit("catalog", {"images": [report.document(each) for each in found]})
+    elif found:
+        screen.table(report.HEADER, map(report.row, found))
+    elif not invocation.quiet:
+        screen.note("The catalogue has no such image: 'vmimagemanager image catalog' lists all of them.")
 
 
 @verb_of(image, "list", documents=True)

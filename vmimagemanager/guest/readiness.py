@@ -12,7 +12,9 @@ from vmimagemanager.guest.result import Runner
 # Waits for what tells that a boot is over: nobody is refused any more, cloud-init is through, systemd's queue is empty.
 _SCRIPT = """
 while [ -e /run/nologin ]; do sleep 0.2; done
-if [ -d /run/cloud-init ] && command -v cloud-init >/dev/null; then cloud-init status --wait >/dev/null; fi
+if [ -d /run/cloud-init ] && [ ! -e /run/cloud-init/result.json ] && command -v cloud-init >/dev/null; then
+    cloud-init status --wait >/dev/null
+fi
 if [ -d /run/systemd/system ]; then systemctl is-system-running --wait; else echo unknown; fi
 cat /proc/sys/kernel/random/boot_id
 cat /etc/machine-id 2>/dev/null || echo none

@@ -21,7 +21,17 @@ from vmimagemanager.errors import ConfigError
 from vmimagemanager.hypervisor import lancard, ramfile, unmovable, xmltree
 from vmimagemanager.hypervisor.accelerator import Accelerator
 from vmimagemanager.hypervisor.lancard import LanCard
-from vmimagemanager.hypervisor.parts import OURS, TPM_SOCKET, Boot, Parts, add_disks, further_disks, lay_over
+from vmimagemanager.hypervisor.parts import (
+    OURS,
+    TPM_SOCKET,
+    Boot,
+    Parts,
+    add_disks,
+    add_seed,
+    further_disks,
+    lay_over,
+    seed_disk,
+)
 from vmimagemanager.hypervisor.qemuline import QEMU
 from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.hypervisor.xmltree import child, replace
@@ -137,6 +147,12 @@ class DomainXml:
         """Add disks, which are qcow2 files, under the first names that are free."""
         root = self._copy()
         add_disks(root, files)
+        return DomainXml(root)
+
+    def with_seed(self) -> DomainXml:
+        """Add the disk from which a cloud image learns who it is."""
+        root = self._copy()
+        add_seed(root)
         return DomainXml(root)
 
     def with_uefi(self) -> DomainXml:
@@ -384,12 +400,22 @@ class DomainXml:
         return path if path.name == TPM_SOCKET else None
 
     def disks(self) -> tuple[Path, ...]:
-        """Return the files of all disks that are not CD-ROMs or floppies, in their order."""
+        """Return the files of all disks that are not CD-ROMs, floppies or the seed, in their order."""
+        seed = seed_disk(self._root)
         return tuple(
             Path(source.get("file", ""))
             for disk in self._root.iterfind("devices/disk")
-            if disk.get("device", "disk") == "disk" and (source := disk.find("source[@file]")) is not None
+            if disk is not seed
+            and disk.get("device", "disk") == "disk"
+            and (source := disk.find("source[@file]")) is not None
         )
+
+    @property
+    def seed(self) -> Path | None:
+        """Return the file from which a cloud image learns who it is, if the domain names one."""
+        disk = seed_disk(self._root)
+        source = None if disk is None else disk.find("source[@file]")
+        return None if source is None else Path(source.get("file", ""))
 
     def further_disks(self) -> dict[str, tuple[Path, str]]:
         """Return the disks that the guest can write to, but for the first one, by their targets: files and formats.
@@ -412,7 +438,7 @@ class DomainXml:
     @property
     def host_files(self) -> tuple[Path, ...]:
         """Return the files and folders of the host that it names, but for those that a box brings along."""
-        own = {*self.disks()[:1], *(path for path, _ in self.further_disks().values())}
+        own = {*self.disks()[:1], *(path for path, _ in self.further_disks().values()), self.seed}
         sources = self._root.iterfind("devices/*/source")
         named = (source.get(key, "") for source in sources for key in ("file", "dir"))
         paths = (Path(text) for text in (*named, self._root.findtext("os/loader", "")) if text)

@@ -21,6 +21,8 @@ FORMAT = 1
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 WAITER_CHANNEL = "org.vmimagemanager.0"
 TPM_SOCKET = "vmimagemanager-tpm"
+SEED_SERIAL = "vmim-seed"
+_SEED_TARGET = "vdaa"  # after all others, which keep the names that they have without it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +39,8 @@ class Parts:
     """What is ours in every domain, and is laid over whatever the domain was built from.
 
     ``disk`` becomes the first disk, and ``disks`` those of these names.  The variables of a UEFI firmware are kept in
-    ``nvram``, and a software TPM listens at ``tpm_socket``.  Without a folder for its channels' ``sockets`` libvirt
-    chooses where they lie.
+    ``nvram``, and a software TPM listens at ``tpm_socket``.  A seed disk, where there is one, is ``seed``.  Without a
+    folder for its channels' ``sockets`` libvirt chooses where they lie.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Parts:
     disks: Mapping[str, Path] = field(default_factory=dict)
     nvram: Path | None = None
     tpm_socket: Path | None = None
+    seed: Path | None = None
     sockets: Path | None = None
 
 
@@ -67,6 +70,9 @@ def lay_over(root: Element, parts: Parts) -> None:
     if devices is None:
         devices = child(root, "devices")
     _lay_disks(devices, parts)
+    found = seed_disk(root)
+    if found is not None and parts.seed is not None:
+        _lay_seed(found, parts.seed)
     _lay_network(devices, parts)
     if parts.tpm_socket is not None:
         _lay_tpm(devices, parts.tpm_socket)
@@ -152,6 +158,29 @@ def add_disks(root: Element, files: Sequence[Path]) -> None:
         child(disk, "target", dev=name, bus="virtio")
 
 
+def add_seed(root: Element) -> None:
+    """Add the read-only disk from which a cloud image learns who it is, unless there is one; `lay_over` names its file.
+
+    It is a virtio disk and no CD-ROM: the kernels of some cloud images have no driver for one on SATA.
+    """
+    if seed_disk(root) is not None:
+        return
+    devices = root.find("devices")
+    if devices is None:
+        devices = child(root, "devices")
+    _first_disk(devices)
+    disk = child(devices, "disk", type="file", device="disk")
+    child(disk, "driver", name="qemu", type="raw")
+    child(disk, "target", dev=_SEED_TARGET, bus="virtio")
+    child(disk, "readonly")
+    child(disk, "serial", SEED_SERIAL)
+
+
+def seed_disk(root: Element) -> Element | None:
+    """Return the disk that `add_seed` added, or None."""
+    return next((disk for disk in root.iterfind("devices/disk") if disk.findtext("serial") == SEED_SERIAL), None)
+
+
 def _first_disk(devices: Element) -> Element:
     first = next((disk for disk in devices.iterfind("disk") if disk.get("device", "disk") == "disk"), None)
     if first is None:
@@ -178,6 +207,12 @@ def _lay_disk(ours: Element, disk: Path) -> None:
     # A test box is thrown away, not recovered after a power cut: the host's page cache is safe enough, and fastest.
     ours.insert(0, element("driver", name="qemu", type="qcow2", cache="unsafe", discard="unmap"))
     ours.insert(1, element("source", file=str(disk)))
+
+
+def _lay_seed(disk: Element, file: Path) -> None:
+    for old in disk.findall("source"):
+        disk.remove(old)
+    disk.insert(1, element("source", file=str(file)))
 
 
 def _lay_network(devices: Element, parts: Parts) -> None:

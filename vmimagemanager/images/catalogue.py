@@ -66,7 +66,8 @@ class Recipe:
     """What an image is built of.
 
     ``packages`` come beside those that every image has; ``files`` are laid in before ``hooks`` run in the tree, in
-    their order.  With ``uefi`` the disk has a boot loader of its own.  ``epoch`` is the time that nothing in the image
+    their order.  With ``uefi`` the disk has a boot loader of its own.  A ``cloud`` image has cloud-init in place of an
+    agent and of all that is ours, and its boxes get a seed.  ``epoch`` is the time that nothing in the image
     is younger than, instead of that of the archive's newest Release file.
     """
 
@@ -82,6 +83,7 @@ class Recipe:
     hooks: tuple[bytes, ...] = ()
     user: str = "root"
     uefi: bool = False
+    cloud: bool = False
     epoch: datetime | None = None
 
     @property

@@ -22,7 +22,7 @@ from vmimagemanager import disks, process
 from vmimagemanager.deadline import Deadline, Stopwatch
 from vmimagemanager.durable import remove_tree, require_space, translate_os_errors
 from vmimagemanager.errors import DeadlineError, ImageError, SpaceError, StateError, ToolError
-from vmimagemanager.images import bootable, epoch, filesystem, layout, userns
+from vmimagemanager.images import bootable, cloudlayout, epoch, filesystem, layout, userns
 from vmimagemanager.images.catalogue import DISTRIBUTIONS, Recipe
 from vmimagemanager.images.filesystem import FileSystem
 from vmimagemanager.images.packages import installed_packages
@@ -75,7 +75,7 @@ def build(recipe: Recipe, stage: Path, *, mirror: str | None, progress: Progress
     progress("reading kernel and initrd", 0.7)
     files, packages = _take_out(tar, stage, uefi=recipe.uefi)
     with translate_os_errors("write", tar), tarfile.open(tar, "a") as archive:
-        layout.add(archive, layout.on_partition(layout.SYSTEM) if recipe.uefi else layout.SYSTEM, epoch=moment)
+        layout.add(archive, cloudlayout.system(recipe), epoch=moment)
     _log.info("laid the configuration into the tree in %.1f s", watch.lap("seal"))
 
     progress("filling the file system", 0.75)
@@ -188,7 +188,7 @@ def words(recipe: Recipe, stage: Path, tar: Path, mirror: str | None) -> list[st
     if recipe.hooks:
         hooks.append(f'--customize-hook=rm -r "$1"/{_HOOKS}')
     loader = (bootable.LOADER_PACKAGE,) if recipe.uefi else ()
-    packages = (*layout.PACKAGES, distribution.kernel, *loader, *recipe.packages)
+    packages = (*cloudlayout.packages(recipe), distribution.kernel, *loader, *recipe.packages)
     return [
         "--mode=unshare",
         "--variant=minbase",

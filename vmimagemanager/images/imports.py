@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vmimagemanager.images import checksums, download, intake
+from vmimagemanager.images import checksums, download, intake, signature
 from vmimagemanager.images.catalogue import DISK_SIZE
 from vmimagemanager.images.download import Expected
+from vmimagemanager.images.signature import Standing
 from vmimagemanager.progress import Progress
 from vmimagemanager.units import Size
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signed:
+    """How a list of checksums is signed: the address of its signature, or None for a list that is signed in clear text.
+
+    ``key`` is the fingerprint of who signs, or empty, and ``keyrings`` are files of the host that may hold the key.
+    """
+
+    signature: str | None
+    key: str = ""
+    keyrings: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +36,8 @@ class Import:
     ``format`` is one of `intake.FORMATS`, or None for what the file begins like.  ``size`` (of the file, in bytes),
     ``digests`` (by algorithm) and the list that ``checksums`` leads to are what the file has to be; with ``keep`` what
     was fetched stays in the cache.  ``disk_size`` is that of a disk that is made of a root file system.  ``kernel`` and
-    ``initrd`` are files of the host, and win over those in the archive.  The rest is what the manifest says.
+    ``initrd`` are files of the host, and win over those in the archive.  ``signed`` says how the list is signed.  The
+    rest is what the manifest says.
     """
 
     format: str | None = None
@@ -35,6 +52,8 @@ class Import:
     firmware: str = "bios"
     agent: bool = False
     user: str = "root"
+    seed: str = ""
+    signed: Signed | None = None
     description: str = ""
 
 
@@ -63,5 +82,17 @@ def _digests(source: str | Path, wanted: Import, progress: Progress) -> Mapping[
     else:
         content = intake.small_file(Path(wanted.checksums))
     name = download.file_name(source) if isinstance(source, str) and download.is_address(source) else Path(source).name
+    if wanted.signed is not None:
+        _verify(content, wanted.signed, named(wanted.checksums))
     found = checksums.find(content, name, source=named(wanted.checksums))
     return {**wanted.digests, found.algorithm: found.digest}
+
+
+def _verify(content: bytes, signed: Signed, source: str) -> None:
+    """Raise ImageError when a list is not signed as it says; where nobody can tell, that is said and no error."""
+    detached = None if signed.signature is None else download.document(signed.signature)
+    verdict = signature.verify(content, detached, keyrings=signed.keyrings, key=signed.key, source=source)
+    if verdict.standing is Standing.GOOD:
+        _log.info("'%s' is signed by the key %s", source, verdict.key)
+    else:
+        _log.warning("The signature of '%s' is unverified: %s", source, verdict.reason)

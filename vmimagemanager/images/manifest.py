@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from vmimagemanager import records
 from vmimagemanager.errors import StateError, UsageError
+from vmimagemanager.images import seed
 from vmimagemanager.names import quoted
 from vmimagemanager.units import Size
 
@@ -33,7 +34,8 @@ class Image:
 
     ``digests`` holds the SHA-512 of each file by its role: disk, and kernel and initrd where the box is started with
     them directly; ``firmware`` is what the disk's own boot loader needs.  ``agent`` says that a QEMU guest agent is in
-    it, ``user`` whom to log in as.  ``packages`` maps installed packages to versions, as far as known.
+    it, ``user`` whom to log in as.  ``seed`` is ``nocloud`` for a system that a seed tells, at its first boot, who
+    it is (see images/seed.py), or empty.  ``packages`` maps installed packages to versions, as far as known.
 
     A stored disk can be an overlay: ``parents`` are the digests of the disks below it, the nearest first.  ``sizes``
     holds the bytes of each file, those of the parents included, by its digest.  ``os`` and ``release`` say what system
@@ -55,6 +57,7 @@ class Image:
     firmware: str = "bios"
     agent: bool = False
     user: str = "root"
+    seed: str = ""
     digests: Mapping[str, str] = field(hash=False)
     packages: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
     parents: tuple[str, ...] = ()
@@ -135,6 +138,7 @@ def to_record(image: Image) -> records.Record:
         "source": image.source or None,
         "stored_from": image.stored_from or None,
         "parents": list(image.parents) or None,
+        "seed": image.seed or None,
         "digests": dict(image.digests),
         "sizes": dict(image.sizes) or None,
         "packages": dict(image.packages),
@@ -169,6 +173,7 @@ def from_record(record: Mapping[str, Any], blob: Callable[[str], Path], *, sourc
             firmware=_one_of(("bios", "uefi"), {"firmware": "bios", **record}, "firmware"),
             agent=_expect(record, "agent", bool),
             user=_checked(_USER, record, "user"),
+            seed=_one_of(seed.KINDS, {"seed": "", **record}, "seed"),
             digests=digests,
             packages=_texts(_expect(record, "packages", dict)),
             parents=_parents(record),

@@ -129,5 +129,6 @@ KEYS: dict[str, schema.Parser] = {
     "hooks": _list(_script, "a list of paths of scripts"),
     "user": _matching(_USER, "the name of a user of the guest, such as 'root'"),
     "uefi": schema.switch,
+    "cloud": schema.switch,
     "epoch": _epoch,
 }

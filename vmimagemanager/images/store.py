@@ -24,7 +24,7 @@ from vmimagemanager.durable import (
     translate_os_errors,
 )
 from vmimagemanager.errors import ImageError, StateError, VmimError
-from vmimagemanager.images import catalogue, chain, debian, download, imports, intake, manifest
+from vmimagemanager.images import catalogue, chain, debian, download, imports, intake, manifest, seed
 from vmimagemanager.images.blobs import Blobs, digest_of
 from vmimagemanager.images.catalogue import Recipe
 from vmimagemanager.images.imports import Import
@@ -119,7 +119,8 @@ class ImageStore:
                     initrd=built.initrd,
                     command_line="" if recipe.uefi else COMMAND_LINE,
                     firmware="uefi" if recipe.uefi else "bios",
-                    agent=True,
+                    agent=not recipe.cloud,
+                    seed=seed.NOCLOUD if recipe.cloud else "",
                     user=recipe.user,
                     digests={},
                     packages=built.packages,
@@ -162,12 +163,15 @@ class ImageStore:
         command_line: str = "",
         agent: bool = False,
         user: str = "root",
+        firmware: str = "bios",
+        seed: str = "",
         description: str = "",
         reuse: bool = False,
     ) -> Image:
         """Copy a disk image of the user's into the store as a new generation of ``name``.
 
-        With ``reuse`` a generation of that name that is the same in all but its age is returned instead.
+        ``firmware`` is what its own boot loader needs, ``seed`` is ``nocloud`` for a system with cloud-init.  With
+        ``reuse`` a generation of that name that is the same in all but its age is returned instead.
 
         A raw image must be called one (``disk_format="raw"``): what a guest wrote into it can look like a qcow2.
         Raises what `import_image` does.
@@ -180,6 +184,8 @@ class ImageStore:
             command_line=command_line,
             agent=agent,
             user=user,
+            firmware=firmware,
+            seed=seed,
             description=description,
         )
         with stage(self._state, purpose=f"adding the image '{name}'") as own:
@@ -223,6 +229,7 @@ class ImageStore:
                 firmware=wanted.firmware,
                 agent=wanted.agent,
                 user=wanted.user,
+                seed=wanted.seed,
                 digests={},
                 packages=taken.packages,
                 source=_called(named),

@@ -62,6 +62,8 @@ def _require_files(folder: BoxFolder, snapshot: SnapshotFolder, manifest: Manife
     """Raise StateError that names the file which a snapshot lacks, if it lacks one."""
     frozen = [folder.layer(manifest.layer, disk) for disk in manifest.disks]
     needed: Sequence[Path] = [*frozen, snapshot.definition]
+    if snapshot.definition.exists() and (seed := DomainXml.read(snapshot.definition).seed) is not None:
+        needed = [*needed, seed]
     if manifest.engine is Engine.LIVE:
         needed = [*needed, snapshot.ram, snapshot.device_state]
     elif manifest.engine is Engine.SAVED:
