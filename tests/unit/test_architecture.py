@@ -30,7 +30,7 @@ OWNERS = {
     "fcntl": ("locks.py",),
     "tomllib": ("records.py",),
     "tomli_w": ("records.py",),
-    "zstandard": ("snapshots/parcel.py", "images/chunks.py"),
+    "zstandard": ("snapshots/parcel.py", "images/chunks.py", "files/"),
     "click": ("cli/",),
     "rich": ("cli/", "report/"),
     "pytest": ("pytest_plugin.py",),
