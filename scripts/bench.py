@@ -39,6 +39,7 @@ IMAGE = "debian-12"
 SMALL, LARGE, HUGE = Size(512 << 20), Size(3 << 30), Size(5 << 30)
 LIMIT = timedelta(minutes=2)
 PAGE = 4096
+FILES = 5000
 FILLED = "/dev/shm/touched"  # noqa: S108 - in a guest
 PREFIX = "vmimbench"
 
@@ -240,6 +241,36 @@ class Bench:
                 spare.release()
                 pairs.append((above, below))
         self.add("warm spare until it returns, proven, its clock right / live restore", 0.4, pairs)
+        box.undefine(force=True)
+
+    def inserts(self) -> None:
+        box = self.snapshotted("inserted", SMALL, touched_mib=0)
+        pairs = []
+        with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+            tree = Path(folder, "tree")
+            for number in range(FILES):
+                path = tree / f"{number // 100:02}" / f"{number:04}.txt"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(f"{number}\n" * 50)
+            for _ in self.progress("insert"):
+                box.restore("clean")
+                above = self.timed(lambda: box.insert([tree], to="/root/tree"))
+                box.restore("clean")
+                words = scp(box.ssh_command(), tree, "/root/tree")
+                pairs.append((above, self.timed(lambda words=words: subprocess.run(words, check=True))))
+        self.add(f"insert of a tree of {FILES} files into a running guest / scp -r of it", 0.3, pairs)
+        box.undefine(force=True)
+
+    def stored_files(self) -> None:
+        box = self.snapshotted("filed", SMALL, touched_mib=0)
+        pairs = []
+        for _ in self.progress("store files"):
+            box.restore("clean")
+            above = self.timed(lambda: box.archive("bench-files"))
+            self.manager.archives.remove("bench-files")
+            box.restore("clean")
+            pairs.append((above, self.timed(lambda: tar_by_hand(box.ssh_command(), self.manager.state_directory))))
+        self.add("store of a running box as tar.zst / tar in the guest and zstd by hand", 1.3, pairs)
         box.undefine(force=True)
 
     def start_up(self) -> None:
@@ -446,6 +477,8 @@ ROWS = {
     "snapshots": Bench.snapshots,
     "forks": Bench.forks,
     "spares": Bench.spares,
+    "insert": Bench.inserts,
+    "store-files": Bench.stored_files,
     "start-up": Bench.start_up,
     "define": Bench.images,
     "store": Bench.stores,
@@ -547,6 +580,27 @@ def drop_page_cache() -> None:
 
 def revert(uri: str, twin: Box) -> None:
     virsh(uri, "snapshot-revert", twin.name, "clean")
+
+
+def scp(ssh: tuple[str, ...], source: Path, target: str) -> list[str]:
+    """Return the words that copy a tree with OpenSSH's client, of those that log in with it."""
+    *options, _, port, login = ssh[1:]
+    return ["scp", "-q", "-r", *options, "-P", port, str(source), f"{login}:{target}"]
+
+
+def tar_by_hand(ssh: tuple[str, ...], folder: Path) -> None:
+    """Archive a guest's file system as an administrator would; nothing of it is kept."""
+    target = folder / "by-hand.tar.zst"
+    words = [*ssh, "tar --create --one-file-system --numeric-owner --acls --xattrs --sparse --directory=/ ."]
+    with (
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as tar,
+        subprocess.Popen(["zstd", "-q", "-T0", "-o", target], stdin=tar.stdout) as zstd,
+    ):
+        assert tar.stdout is not None
+        tar.stdout.close()
+        if zstd.wait() or tar.wait() > 1:  # 1: a file changed meanwhile
+            raise SystemExit("The guest's files could not be archived by hand.")
+    target.unlink()
 
 
 def virsh(uri: str, *words: str) -> None:

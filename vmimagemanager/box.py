@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vmimagemanager.guest.result import Result
     from vmimagemanager.guest.session import Session
     from vmimagemanager.hypervisor.domain import Domain
+    from vmimagemanager.images.archives import Archive
     from vmimagemanager.snapshots import Restored, Snapshot, Taken
     from vmimagemanager.trap.block import Trap
 
@@ -63,6 +64,7 @@ class Box:
             entry.phases |= result.phases
             entry.facts |= {"started": result.started, "first-boot": result.first_boot, "channel": result.channel.value}
             if result.started:
+                self._lay_inserts(record, entry)
                 self._run_hooks(record, Moment.AFTER_UP)
             return result
 
@@ -205,6 +207,7 @@ class Box:
             entry.phases |= restored.phases
             entry.facts |= {"snapshot": name, "engine": restored.engine.value, "proven": restored.proven}
             if restored.running:
+                self._lay_inserts(record, entry)
                 self._run_hooks(record, Moment.AFTER_RESTORE)
             return restored
 
@@ -246,6 +249,46 @@ class Box:
             exported = exporting.export(self._site, record, name, Path(target).absolute(), progress=progress)
             entry.facts |= {"snapshot": name, "file": str(exported.path), "bytes": exported.size.bytes}
             return exported
+
+    def archive(
+        self,
+        name: str,
+        *,
+        file_format: str = "tar.zst",
+        snapshot: str | None = None,
+        description: str = "",
+        progress: Progress = silent,
+    ) -> Archive:
+        """Archive the files of the box's root file system as a new generation of ``name``, or those of a snapshot.
+
+        A guest that runs goes on running: its file systems are frozen for a moment, and its SSH sessions end.
+
+        The formats are tar.gz, tar.zst, cpio.bz2 and rsync (a tree).  Raises BoxError for a disk without a file system
+        that is known, ImageError, TransferError, SpaceError; no generation is left then.
+        """
+        from vmimagemanager.boxes import archiving
+        from vmimagemanager.files.formats import Format
+
+        if file_format not in list(Format):
+            raise UsageError(f"'{file_format}' is not a format of files: expected one of {', '.join(Format)}.")
+        with self._operation("store") as (record, entry):
+            entry.facts |= {"archive": name, "format": file_format}
+            wanted = archiving.Wanted(name=name, format=Format(file_format), snapshot=snapshot, description=description)
+            return archiving.store(self._site, record, self._settled(record), wanted, progress=progress)
+
+    def restore_image(self, address: str, *, progress: Progress = silent) -> Archive:
+        """Put the files of an archive back: the box is off then, and its disk holds nothing else.
+
+        Raises ImageError for an archive that was altered, before anything is stopped.
+        """
+        from vmimagemanager.boxes import archiving
+
+        with self._operation("restore-image") as (record, entry):
+            entry.facts["archive"] = address
+            self._settled(record)
+            archive = archiving.put_back(self._site, record, address, progress)
+            self.disconnect()
+            return archive
 
     def fork(
         self,
@@ -354,6 +397,42 @@ class Box:
 
         with self._operation("get", log=False) as (record, _):
             return transfer.get(self._connected(record), PurePosixPath(source), Path(target))
+
+    def insert(self, sources: Iterable[str | Path], *, to: str | PurePosixPath | None = None) -> None:
+        """Lay folders' contents, files, archives and named inserts over a folder of the box, in their order.
+
+        ``to`` is ``/`` by default, or what a named insert says.  Of a box that is off the disk is changed, all or
+        nothing.  Raises TransferError, and BoxError for a disk without a file system that is known.
+        """
+        from vmimagemanager.boxes import inserts, offline
+        from vmimagemanager.guest import transfer
+
+        folder = None if to is None else PurePosixPath(to)
+        if folder is not None:
+            inserts.require_absolute(folder)
+        with self._operation("insert") as (record, entry):
+            kept = inserts.Inserts(self._site.state.path)
+            layings = [kept.resolve(str(source), folder) for source in sources]
+            entry.facts |= {"sources": len(layings), "to": str(to or "/")}
+            if self._settled(record) is None:
+                offline.insert(self._site, record, layings)
+            else:
+                transfer.insert(self._connected(record), layings)
+
+    def extract(self, sources: Iterable[str | PurePosixPath], target: str | Path) -> int:
+        """Copy files and folders out of the box, whether it runs or not; return the bytes of all files.
+
+        ``target`` is a folder that exists, or for one source its new name.  Raises TransferError, leaving nothing.
+        """
+        from vmimagemanager.boxes import offline
+        from vmimagemanager.guest import transfer
+
+        paths = [PurePosixPath(source) for source in sources]
+        with self._operation("extract") as (record, entry):
+            entry.facts |= {"paths": [str(path) for path in paths]}
+            if self._settled(record) is None:
+                return offline.extract(self._site, record, paths, Path(target))
+            return transfer.extract(self._connected(record), paths, Path(target))
 
     @contextmanager
     def trap(self, baseline: str | Path, *, missing_is_empty: bool = False) -> Iterator[Trap]:
@@ -509,6 +588,18 @@ class Box:
                 detail=result.stderr.decode("utf-8", "replace").strip(),
             )
         return result.stdout
+
+    def _lay_inserts(self, record: BoxRecord, entry: Entry) -> None:
+        from vmimagemanager.boxes.inserts import Inserts
+        from vmimagemanager.deadline import Stopwatch
+        from vmimagemanager.guest import transfer
+
+        if not record.settings.inserts:
+            return
+        watch = Stopwatch()
+        kept = Inserts(self._site.state.path)
+        transfer.insert(self._connected(record), [kept.laying(name) for name in record.settings.inserts])
+        entry.phases["inserts"] = watch.total
 
     def _run_hooks(self, record: BoxRecord, moment: Moment) -> None:
         from vmimagemanager.boxes.hooks import run_hooks

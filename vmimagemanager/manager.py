@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from vmimagemanager.boxes.caretaker import Leftover
     from vmimagemanager.boxes.fsck import Examination
     from vmimagemanager.boxes.importing import Imported
+    from vmimagemanager.boxes.inserts import Inserts
     from vmimagemanager.boxes.site import Site
     from vmimagemanager.images import Image, ImageStore
+    from vmimagemanager.images.archives import ArchiveStore
     from vmimagemanager.images.difference import Difference
     from vmimagemanager.images.export import Exported
     from vmimagemanager.images.pull import Pulled
@@ -79,10 +81,29 @@ class Manager:
     def images(self) -> ImageStore:
         return self.site.images
 
+    @property
+    def archives(self) -> ArchiveStore:
+        """The archives of boxes' files."""
+        from vmimagemanager.images.archives import ArchiveStore
+
+        return ArchiveStore(self.state_directory)
+
+    @property
+    def inserts(self) -> Inserts:
+        """The named inserts."""
+        from vmimagemanager.boxes.inserts import Inserts
+
+        return Inserts(self.state_directory)
+
     def remove_image(self, address: str) -> tuple[str, ...]:
-        """Remove an image (or one generation, ``debian-12:2``) that no box stands on; return what was removed."""
+        """Remove an image (or one generation, ``debian-12:2``) that no box stands on, or an archive of files.
+
+        Return what was removed.
+        """
         from vmimagemanager.boxes.define import blobs_in_use
 
+        if self.archives.has(address):
+            return tuple(archive.address for archive in self.archives.remove(address))
         removed, _ = self.images.remove(address, used_by=lambda: blobs_in_use(self.site))
         return tuple(image.address for image in removed)
 

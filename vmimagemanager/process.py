@@ -13,17 +13,20 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import IO
 
 from vmimagemanager.deadline import Deadline
 from vmimagemanager.errors import ToolError
 
 _log = logging.getLogger(__name__)
 _GRACE = 5.0
+_TAIL = 64 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +110,67 @@ def beside(argv: Sequence[str | Path], ready: Callable[[], bool], *, limit: time
             _end_group(child)
 
 
+class Companion:
+    """A program that runs while its caller goes on; the last of what it writes is kept."""
+
+    def __init__(self, argv: tuple[str, ...], child: subprocess.Popen[bytes]) -> None:
+        self._argv = argv
+        self._child = child
+        self._tails = [_Tail(stream) for stream in (child.stdout, child.stderr) if stream is not None]
+
+    def finish(self, limit: timedelta) -> Finished:
+        """Wait for the program's end; raise DeadlineError when that takes longer than ``limit``."""
+        deadline = Deadline(limit, scaled=False)
+        try:
+            self._child.wait(timeout=deadline.remaining)
+        except subprocess.TimeoutExpired:
+            raise deadline.error(f"'{self._argv[0]}' to end") from None
+        self.close()
+        stdout, stderr = (tail.text for tail in self._tails)
+        return Finished(argv=self._argv, status=self._child.returncode, stdout=stdout, stderr=stderr)
+
+    def close(self) -> None:
+        """Wait until all that it wrote is read."""
+        for tail in self._tails:
+            tail.join(_GRACE)
+
+
+class _Tail(threading.Thread):
+    """Reads all that a program writes and keeps the end of it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self._stream = stream
+        self.text = b""
+        self.start()
+
+    def run(self) -> None:
+        with suppress(OSError, ValueError):  # ValueError: it was closed, because nobody wants to know any more
+            while chunk := os.read(self._stream.fileno(), _TAIL):
+                self.text = (self.text + chunk)[-_TAIL:]
+
+
+@contextmanager
+def companion(argv: Sequence[str | Path], *, descriptors: Collection[int] = ()) -> Iterator[Companion]:
+    """Run a program beside a block, which gets to keep ``descriptors``; when the block raises, it is ended.
+
+    Raises ToolError when it cannot be started.
+    """
+    words = tuple(str(word) for word in argv)
+    _log.debug("running %s as a companion", shlex.join(words))
+    with _started(words, None, None, stdin=False, descriptors=descriptors) as child:
+        running = Companion(words, child)
+        try:
+            yield running
+            if child.poll() is None:
+                raise ToolError(f"'{words[0]}' did not end.", argv=words)
+        except BaseException:
+            _end_group(child)
+            raise
+        finally:
+            running.close()
+
+
 def attached(argv: Sequence[str | Path], *, environment: Mapping[str, str] | None = None) -> int:
     """Run a program on the caller's own terminal and return its exit status; ^C goes to the program."""
     words = [str(word) for word in argv]
@@ -158,7 +222,12 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
 
 @contextmanager
 def _started(
-    words: tuple[str, ...], environment: Mapping[str, str] | None, folder: Path | None, *, stdin: bool
+    words: tuple[str, ...],
+    environment: Mapping[str, str] | None,
+    folder: Path | None,
+    *,
+    stdin: bool,
+    descriptors: Collection[int] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
     try:
         child = subprocess.Popen(  # noqa: S603
@@ -169,6 +238,7 @@ def _started(
             env=_environment(environment),
             cwd=folder,
             process_group=0,
+            pass_fds=tuple(descriptors),
         )
     except OSError as error:
         raise _not_started(words, error) from error

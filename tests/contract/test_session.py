@@ -7,18 +7,18 @@ import os
 import socket
 import stat
 import subprocess
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import IO, TypeVar
+from typing import IO
 
 import paramiko
 import pytest
 from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
-from paramiko.sftp import SFTP_OK
 
 from vmimagemanager import keys
 from vmimagemanager.errors import (
@@ -30,11 +30,10 @@ from vmimagemanager.errors import (
     HostKeyError,
     TransferError,
 )
+from vmimagemanager.files import pack
 from vmimagemanager.guest import session as session_module
 from vmimagemanager.guest import transfer
 from vmimagemanager.guest.session import Access, Session
-
-T = TypeVar("T")
 
 LIMIT = timedelta(seconds=20)
 SOON = timedelta(milliseconds=300)
@@ -161,15 +160,51 @@ class Contract:
             transfer.get(session, PurePosixPath("/etc/passwd"), tmp_path / "no" / "such")
         assert list(tmp_path.iterdir()) == []
 
-    def test_names_that_are_not_utf8_are_an_error_of_the_transfer(
+    def test_names_that_are_not_utf8_survive(self, session: Session, folder: PurePosixPath, tmp_path: Path) -> None:
+        tree = tmp_path / "tree"
+        tree.mkdir()
+        for name in (b"caf\xe9", b"new\nline", b"-rf", b" ", b"\\t*?$(id)"):
+            (tree / os.fsdecode(name)).write_bytes(name)
+        transfer.put(session, tree, folder / "copy")
+        transfer.get(session, folder / "copy", tmp_path / "back")
+        assert described(tmp_path / "back") == described(tree)
+        transfer.get(session, folder / "copy" / os.fsdecode(b"caf\xe9"), tmp_path / "one")
+        assert (tmp_path / "one").read_bytes() == b"caf\xe9"
+
+    def test_several_come_out_at_once_each_by_its_name(
         self, session: Session, folder: PurePosixPath, tmp_path: Path
     ) -> None:
-        (tmp_path / os.fsdecode(b"caf\xe9")).write_text("")
-        with pytest.raises(TransferError):
-            transfer.put(session, tmp_path / os.fsdecode(b"caf\xe9"), folder)
-        session.shell(f"mkdir {folder}/tree && touch {folder}/tree/$(printf 'caf\\351')").check()
-        with pytest.raises(TransferError):
-            transfer.get(session, folder / "tree", tmp_path / "tree")
+        session.shell(
+            f"mkdir -p {folder}/a/sub {folder}/b && echo 1 >{folder}/a/sub/one && echo 2 >{folder}/b/two"
+        ).check()
+        session.shell(f"ln -s two {folder}/b/link && chmod 600 {folder}/b/two").check()
+        (tmp_path / "into").mkdir()
+        assert transfer.extract(session, [folder / "a", folder / "b" / "link"], tmp_path / "into") == 4
+        assert described(tmp_path / "into") == {
+            ".": ((tmp_path / "into").stat().st_mode, ""),
+            "a": (stat.S_IFDIR | 0o755, ""),
+            "a/sub": (stat.S_IFDIR | 0o755, ""),
+            "a/sub/one": (stat.S_IFREG | 0o644, b"1\n"),
+            "link": (stat.S_IFREG | 0o600, b"2\n"),
+        }
+
+    def test_trees_and_archives_are_laid_over_a_folder_in_their_order(
+        self, session: Session, folder: PurePosixPath, tmp_path: Path
+    ) -> None:
+        session.shell(f"mkdir -m 750 {folder}/etc {folder}/real && ln -s real {folder}/var").check()
+        for name, text in (("first", "1"), ("second", "2")):
+            (tmp_path / name / "etc").mkdir(parents=True)
+            (tmp_path / name / "etc" / "conf").write_text(text)
+            (tmp_path / name / "etc" / name).write_text(text)
+        (tmp_path / "first" / "var").mkdir()
+        (tmp_path / "first" / "var" / "below").write_text("")
+        (tmp_path / "file").write_text("alone")
+        with tarfile.open(tmp_path / "second.tar.gz", "w:gz") as archive:
+            archive.add(tmp_path / "second", ".")
+        sources = [tmp_path / "first", tmp_path / "second.tar.gz", tmp_path / "file"]
+        transfer.insert(session, [pack.laying(source, folder) for source in sources])
+        assert session.shell(f"cd {folder} && cat etc/conf etc/first etc/second file real/below").stdout == b"212alone"
+        assert session.shell(f"cd {folder} && stat -c %a etc && test -L var").check().text == "750\n"
 
 
 def described(path: Path) -> dict[str, tuple[int, bytes | str]]:
@@ -199,8 +234,7 @@ class Server:
         self.greets = True
         self.answers_requests = True
         self.sends_status = True
-        self.has_sftp = True
-        self.entries: list[paramiko.SFTPAttributes] = []
+        self.answer: str | None = None
         self.drop = threading.Event()
         self._ended = threading.Event()
         self._transports: list[paramiko.Transport] = []
@@ -226,8 +260,6 @@ class Server:
             transport = paramiko.Transport(connection)
             transport.set_log_channel(session_module._LOG.name)
             transport.add_server_key(paramiko.Ed25519Key.from_private_key_file(str(self.host.private)))
-            if self.has_sftp:
-                transport.set_subsystem_handler("sftp", paramiko.SFTPServer, Files, self)
             self._transports.append(transport)
             with suppress(paramiko.SSHException, EOFError, OSError):  # the client may be gone already
                 transport.start_server(server=Guest(self, transport))
@@ -270,17 +302,12 @@ class Guest(paramiko.ServerInterface):
         if not self._server.answers_requests:
             self._server.drop.wait(30)
             return False
-        threading.Thread(target=self._serve, args=(channel, command.decode())).start()
+        threading.Thread(target=self._serve, args=(channel, os.fsdecode(command))).start()
         return True
-
-    def check_channel_subsystem_request(self, channel: paramiko.Channel, name: str) -> bool:
-        if not self._server.answers_requests:
-            self._server.drop.wait(30)
-            return False
-        return super().check_channel_subsystem_request(channel, name)
 
     def _serve(self, channel: paramiko.Channel, line: str) -> None:
         pipe = subprocess.PIPE
+        line = self._server.answer or line
         with (
             suppress(OSError, EOFError),  # of a channel that is closed when its client is gone already
             channel,
@@ -333,92 +360,6 @@ def _feed(channel: paramiko.Channel, target: IO[bytes], ended: threading.Event) 
             while chunk:
                 chunk = chunk[os.write(target.fileno(), chunk) :]
     target.close()
-
-
-class Files(paramiko.SFTPServerInterface):
-    """The host's own files, and after those what the server's ``entries`` claim to be there, too."""
-
-    def __init__(self, guest: Guest, server: Server) -> None:
-        super().__init__(guest)
-        self._server = server
-
-    def session_ended(self) -> None:
-        return
-
-    def list_folder(self, path: str) -> list[paramiko.SFTPAttributes] | int:
-        try:
-            found = [_attributes(Path(path, name)) for name in sorted(os.listdir(path))]  # noqa: PTH208 - raw names
-        except OSError as error:
-            return paramiko.SFTPServer.convert_errno(error.errno or 0)
-        return [*found, *self._server.entries]
-
-    def stat(self, path: str) -> paramiko.SFTPAttributes | int:
-        return _answer(lambda: paramiko.SFTPAttributes.from_stat(Path(path).stat()))
-
-    def lstat(self, path: str) -> paramiko.SFTPAttributes | int:
-        claimed = [entry for entry in self._server.entries if entry.filename == PurePosixPath(path).name]
-        if claimed:
-            self._server.entries.remove(claimed[0])
-            return claimed[0]
-        return _answer(lambda: paramiko.SFTPAttributes.from_stat(Path(path).lstat()))
-
-    def open(self, path: str, flags: int, attr: paramiko.SFTPAttributes) -> paramiko.SFTPHandle | int:
-        def opened() -> paramiko.SFTPHandle:
-            stream = os.fdopen(os.open(path, flags, 0o600), "r+b" if flags & os.O_ACCMODE else "rb")
-            handle = Handle(flags)
-            handle.readfile = handle.writefile = stream  # type: ignore[attr-defined]  # paramiko's own way
-            return handle
-
-        return _answer(opened)
-
-    def mkdir(self, path: str, attr: paramiko.SFTPAttributes) -> int:
-        return _done(lambda: Path(path).mkdir())
-
-    def posix_rename(self, oldpath: str, newpath: str) -> int:
-        return _done(lambda: Path(oldpath).replace(newpath))
-
-    def chattr(self, path: str, attr: paramiko.SFTPAttributes) -> int:
-        return _done(lambda: paramiko.SFTPServer.set_file_attr(path, attr))
-
-    def symlink(self, target_path: str, path: str) -> int:
-        return _done(lambda: Path(path).symlink_to(target_path))
-
-    def readlink(self, path: str) -> str | int:
-        if not Path(path).is_symlink():
-            return "/etc/passwd"  # one of the claimed ones
-        return _answer(lambda: str(Path(path).readlink()))
-
-    def canonicalize(self, path: str) -> str:
-        return path
-
-
-class Handle(paramiko.SFTPHandle):
-    def stat(self) -> paramiko.SFTPAttributes:
-        return paramiko.SFTPAttributes.from_stat(os.fstat(self.readfile.fileno()))  # type: ignore[attr-defined]
-
-
-def _attributes(path: Path) -> paramiko.SFTPAttributes:
-    name = os.fsencode(path.name)  # as bytes, because a guest's names need not be text
-    return paramiko.SFTPAttributes.from_stat(path.lstat(), filename=name)  # type: ignore[arg-type]
-
-
-def _answer(deed: Callable[[], T]) -> T | int:
-    try:
-        return deed()
-    except OSError as error:
-        return paramiko.SFTPServer.convert_errno(error.errno or 0)
-
-
-def _done(deed: Callable[[], object]) -> int:
-    result = _answer(deed)
-    return result if isinstance(result, int) else SFTP_OK
-
-
-def claimed(name: str, mode: int) -> paramiko.SFTPAttributes:
-    """Return an entry of a folder that there is not."""
-    attributes = paramiko.SFTPAttributes()
-    attributes.filename, attributes.st_mode = name, mode
-    return attributes
 
 
 # -- the contract, and what a real guest does not do on demand ---------------------------------------------------------
@@ -543,83 +484,113 @@ def test_a_server_that_does_not_begin_a_command_is_given_up_at_the_limit(server:
     assert caught.value.waited_for == "'true' to end in the guest"
 
 
-def test_a_file_server_that_does_not_answer_is_given_up(
-    server: Server, session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session_module, "_ANSWER", SOON)
-    server.answers_requests = False
-    with pytest.raises(DeadlineError) as caught, session.files():
-        pass
-    assert caught.value.waited_for == "the guest's SFTP server to answer"
-
-
-def test_a_guest_without_a_file_server_is_told_what_it_lacks(server: Server) -> None:
-    server.has_sftp = False
-    with Session.connect(server.access, LIMIT) as session:
-        with pytest.raises(GuestError, match="no SFTP") as caught, session.files():
-            pass
-        assert not isinstance(caught.value, GuestUnreachableError)
-        assert "openssh-sftp-server" in caught.value.hint
-        assert session.run(["true"]).status == 0
-
-
 def test_a_connection_that_drops_under_a_transfer_is_an_error_of_ours(
     server: Server, session: Session, tmp_path: Path
 ) -> None:
-    def look() -> None:
-        with session.files() as client:
-            server.cut()
-            client.listdir("/")
-
-    with pytest.raises(GuestUnreachableError):
-        look()
+    (tmp_path / "big").write_bytes(os.urandom(BIG))
+    server.answer = "cat /dev/zero"
+    threading.Timer(0.2, server.cut).start()
     with pytest.raises(GuestUnreachableError):
         transfer.get(session, PurePosixPath("/etc/passwd"), tmp_path / "got")
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(GuestUnreachableError):
+        transfer.put(session, tmp_path / "big", PurePosixPath("/tmp/got"))
+    assert [path.name for path in tmp_path.iterdir()] == ["big"]
 
 
-REGULAR, FOLDER, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
+def claimed(*members: tarfile.TarInfo) -> bytes:
+    """Return the tar that a guest sends, with members that it makes up."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for member in members:
+            archive.addfile(member, io.BytesIO(bytes(member.size)))
+    return buffer.getvalue()
 
 
-@pytest.mark.parametrize("name", ["a/b", "/etc/cron.d/evil", "../evil", ""])
-@pytest.mark.parametrize("mode", [REGULAR, FOLDER, LINK])
-def test_a_malicious_name_is_refused_and_nothing_is_left(
-    server: Server, session: Session, tmp_path: Path, name: str, mode: int
-) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
+def member(name: str, kind: bytes, link: str = "", size: int = 0) -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname, made.size, made.mode = kind, link, size, 0o755
+    return made
+
+
+def received(server: Server, session: Session, tmp_path: Path, stream: bytes) -> Path:
+    """Get what a guest claims to be a folder; return where it came to lie."""
+    target = tmp_path / "target"
     target.mkdir()
-    (source / "harmless").write_text("harmless")
-    server.entries = [claimed(name, mode)]
+    (tmp_path / "stream").write_bytes(stream)
+    server.answer = f"cat {tmp_path / 'stream'}"
+    transfer.get(session, PurePosixPath("/some/folder"), target / "got")
+    return target / "got"
+
+
+FILE, FOLDER, LINK, HARD = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
+
+
+@pytest.mark.parametrize("name", ["/etc/cron.d/evil", "./top/../../evil", "../evil", "top/none/evil"])
+@pytest.mark.parametrize("kind", [FILE, FOLDER, LINK])
+def test_a_malicious_name_is_refused_and_nothing_is_left(
+    server: Server, session: Session, tmp_path: Path, name: str, kind: bytes
+) -> None:
     with pytest.raises(TransferError, match="refused"):
-        transfer.get(session, PurePosixPath(source), target / "got")
-    assert list(target.iterdir()) == []
+        received(server, session, tmp_path, claimed(member("./top", FOLDER), member(name, kind, "/etc/passwd")))
+    assert list((tmp_path / "target").iterdir()) == []
 
 
-def test_a_folder_that_lists_itself_and_its_parent_is_copied_without_them(
+@pytest.mark.parametrize("second", [FILE, FOLDER, LINK, HARD])
+@pytest.mark.parametrize("first", [FILE, FOLDER, LINK])
+def test_a_name_that_comes_twice_is_never_written_through(
+    server: Server, session: Session, tmp_path: Path, first: bytes, second: bytes
+) -> None:
+    passwd = Path("/etc/passwd").read_bytes()  # where the claimed links lead to
+    twice = [member("./top/twice", kind, "/etc/passwd") for kind in (first, second)]
+    with pytest.raises(TransferError):
+        received(server, session, tmp_path, claimed(member("./top", FOLDER), *twice))
+    assert list((tmp_path / "target").iterdir()) == []
+    assert Path("/etc/passwd").read_bytes() == passwd
+
+
+def test_nothing_is_written_below_a_link(server: Server, session: Session, tmp_path: Path) -> None:
+    below = member("./top/link/evil", FILE, size=3)
+    with pytest.raises(TransferError, match="refused"):
+        received(server, session, tmp_path, claimed(member("./top", FOLDER), member("./top/link", LINK, ".."), below))
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+@pytest.mark.parametrize("link", ["/etc/passwd", "../../etc/passwd", "./top/none", "./top/soft", "./top"])
+def test_a_hard_link_to_anything_but_a_file_of_the_stream_is_refused(
+    server: Server, session: Session, tmp_path: Path, link: str
+) -> None:
+    members = [member("./top", FOLDER), member("./top/soft", LINK, "/etc/passwd"), member("./top/hard", HARD, link)]
+    with pytest.raises(TransferError, match="refused"):
+        received(server, session, tmp_path, claimed(*members))
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_a_device_is_refused(server: Server, session: Session, tmp_path: Path, kind: bytes) -> None:
+    with pytest.raises(TransferError, match="neither a file"):
+        received(server, session, tmp_path, claimed(member("./top", FOLDER), member("./top/device", kind)))
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+def test_a_stream_that_ends_too_early_is_refused(server: Server, session: Session, tmp_path: Path) -> None:
+    whole = claimed(member("./top", FOLDER), member("./top/file", FILE, size=5000))
+    with pytest.raises(TransferError, match=r"ends|end of data"):
+        received(server, session, tmp_path, whole[:3000])
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+def test_hard_links_and_links_that_lead_nowhere_come_as_they_are(
     server: Server, session: Session, tmp_path: Path
 ) -> None:
-    (tmp_path / "source").mkdir()
-    server.entries = [claimed(".", FOLDER), claimed("..", REGULAR)]
-    assert transfer.get(session, PurePosixPath(tmp_path / "source"), tmp_path / "got") == 0
-    assert list((tmp_path / "got").iterdir()) == []
-
-
-@pytest.mark.parametrize("second", [REGULAR, FOLDER, LINK])
-@pytest.mark.parametrize("first", [REGULAR, FOLDER, LINK])
-def test_a_name_that_comes_twice_is_never_written_through(
-    server: Server, session: Session, tmp_path: Path, first: int, second: int
-) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    (source / "twice").write_text("evil")
-    server.entries = [claimed("twice", first), claimed("twice", second)]
-    passwd = Path("/etc/passwd").read_bytes()  # where the claimed link leads to
-    with pytest.raises(TransferError):
-        transfer.get(session, PurePosixPath(source), target / "got")
-    assert list(target.iterdir()) == []
-    assert Path("/etc/passwd").read_bytes() == passwd
+    members = [
+        member("./top", FOLDER),
+        member("./top/a", FILE, size=3),
+        member("./top/b", HARD, "./top/a"),
+        member("./top/c", LINK, "/nowhere"),
+    ]
+    got = received(server, session, tmp_path, claimed(*members))
+    assert (got / "a").stat().st_ino == (got / "b").stat().st_ino
+    assert (got / "c").readlink() == Path("/nowhere")
 
 
 def test_a_tree_without_an_end_is_refused(session: Session, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ OWNERS = {
     "tomllib": ("records.py",),
     "tomli_w": ("records.py",),
     "pycdlib": ("images/seed.py",),
-    "zstandard": ("snapshots/parcel.py", "images/chunks.py", "images/unpacking.py"),
+    "zstandard": ("snapshots/parcel.py", "images/chunks.py", "images/unpacking.py", "files/"),
     "httpx": ("images/download.py",),
     "click": ("cli/",),
     "rich": ("cli/", "report/"),

@@ -266,6 +266,11 @@ REFUSED = [
     ('[defaults]\nxml = ""', "'defaults.xml' is '': expected the path"),
     ('[defaults]\nxml = "~nobody-has-this-name/x"', "'defaults.xml' is '~nobody-has-this-name/x': expected the path"),
     ('[defaults]\ndescription = "a\\u0007"', "'defaults.description' is 'a\\x07': expected one line"),
+    (
+        "[defaults]\ninserts = 'certificates'",
+        "'defaults.inserts' is 'certificates': expected a list of names in quotes",
+    ),
+    ("[defaults]\ninserts = ['../x']", "expected a list of names in quotes"),
     ("[defaults]\nengines = []", "'defaults.engines' is an empty list: expected a list of one or more of 'live'"),
     ('[defaults]\nengines = ["live", "warm"]', "'defaults.engines[2]' is 'warm': expected one of 'live', 'saved'"),
     ("[defaults]\nimage = [1]", "'defaults.image' is the list [1]: expected the name"),
@@ -424,6 +429,7 @@ SETTINGS = st.builds(
     boot_timeout=DURATIONS,
     down_timeout=DURATIONS,
     ssh_timeout=DURATIONS,
+    inserts=st.lists(st.sampled_from(["keys", "certificates-2"]), max_size=3).map(tuple),
     hooks=st.lists(HOOKS, max_size=3).map(tuple),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from datetime import timedelta
@@ -245,3 +246,36 @@ def test_a_program_on_the_callers_terminal_gives_its_status_and_leaves_the_inter
     with pytest.raises(ToolError, match="is not installed"):
         process.attached(["vmim-no-such-program"])
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_companion_runs_beside_its_caller_and_keeps_a_descriptor() -> None:
+    ours, theirs = socket.socketpair()
+    program = "import socket, sys; print(socket.socket(fileno=int(sys.argv[1])).recv(9)); sys.stderr.write('said')"
+    with (
+        ours,
+        theirs,
+        process.companion([*python(program), str(theirs.fileno())], descriptors=[theirs.fileno()]) as one,
+    ):
+        theirs.close()
+        ours.sendall(b"heard")
+        finished = one.finish(timedelta(seconds=20))
+    assert (finished.status, finished.stdout, finished.stderr) == (0, b"b'heard'\n", b"said")
+
+
+def test_a_companion_ends_with_the_block_that_fails_and_at_its_limit() -> None:
+    with pytest.raises(KeyError), process.companion(["sleep", "600"]) as one:
+        raise KeyError
+    assert_gone(one._child.pid)
+    with pytest.raises(DeadlineError), process.companion(["sleep", "600"]) as one:
+        one.finish(SHORT)
+    assert_gone(one._child.pid)
+    with pytest.raises(ToolError, match="did not end"), process.companion(["sleep", "600"]) as one:
+        pass
+    assert_gone(one._child.pid)
+
+
+def test_the_end_of_what_a_companion_writes_is_kept() -> None:
+    with process.companion(python("for i in range(100000): print('x' * 20, i)")) as one:
+        finished = one.finish(timedelta(seconds=20))
+    assert finished.stdout.endswith(b" 99999\n")
+    assert len(finished.stdout) == 64 << 10

@@ -16,6 +16,7 @@ from vmimagemanager.boxes.site import Site
 from vmimagemanager.errors import LeaseError, StateError, VmimError
 from vmimagemanager.hypervisor.connection import require_ownership
 from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.images.archives import ArchiveStore
 from vmimagemanager.leases import Leases
 from vmimagemanager.names import Address
 from vmimagemanager.progress import Progress, silent
@@ -47,12 +48,12 @@ def examine(
 ) -> Examination:
     """Examine every box that nobody else leases: its record, definition, domain, keys, disks and snapshots.
 
-    With ``images`` every file of the image store is read and compared with its digest.  The content of other disks, and
-    that of memory, is not read.
+    With ``images`` every file of the image store, archives included, is read and compared with its digest.  The content
+    of other disks, and that of memory, is not read.
     """
     findings: list[Finding] = []
     if images:
-        for where, error in site.images.examine(progress):
+        for where, error in (*site.images.examine(progress), *ArchiveStore(site.state.path).examine(progress)):
             findings.append(Finding(where=where, what=error.message, hint=error.hint or "vmimagemanager image list"))
     in_use: list[str] = []
     for name in site.state.box_names():

@@ -69,7 +69,7 @@ def store(site: Site, record: BoxRecord, domain: Domain | None, wanted: Wanted, 
     watch = Stopwatch()
     folder = site.state.box(record.name)
     progress("freezing the disk", 0.0)
-    source = _source(site, record, domain, wanted.snapshot)
+    source = quiet_disk(site, record, domain, wanted.snapshot)
     watch.lap("snapshot")
     life.require_bases(site, source)
     with stage(site.state.path, purpose=f"storing '{record.name}' as '{wanted.image}'") as own:
@@ -88,7 +88,7 @@ def store(site: Site, record: BoxRecord, domain: Domain | None, wanted: Wanted, 
     return Stored(image=image, left_out=folder.disks[1:], phases=watch.phases)
 
 
-def _source(site: Site, record: BoxRecord, domain: Domain | None, snapshot: str | None) -> Path:
+def quiet_disk(site: Site, record: BoxRecord, domain: Domain | None, snapshot: str | None) -> Path:
     """Return a disk of the box that nobody writes to while the box is leased."""
     folder = site.state.box(record.name)
     if snapshot is not None:

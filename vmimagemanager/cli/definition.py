@@ -32,6 +32,7 @@ _OF_ALL: tuple[Decorator, ...] = (
     click.option("--boot-timeout", metavar="DURATION", help="How long 'up' waits for the guest."),
     click.option("--down-timeout", metavar="DURATION", help="How long 'down' waits before it powers off."),
     click.option("--ssh-timeout", metavar="DURATION", help="How long to wait for the guest's SSH server."),
+    click.option("--inserts", metavar="LIST", help="Named inserts that the guest gets after each start and restore."),
 )
 _OF_NEW: tuple[Decorator, ...] = (
     click.option("--image", metavar="NAME", type=IMAGE, help="The image that the box starts from."),
@@ -121,8 +122,8 @@ def undefine(invocation: Invocation, boxes: tuple[str, ...], *, force: bool, yes
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     given = {name.replace("_", "-"): value for name, value in options.items() if value not in (None, ())}
-    if "engines" in given:
-        given["engines"] = [engine.strip() for engine in given["engines"].split(",")]
+    for key in {"engines", "inserts"} & given.keys():
+        given[key] = [word.strip() for word in given[key].split(",") if word.strip()]
     return given
 
 

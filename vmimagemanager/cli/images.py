@@ -203,6 +203,34 @@ def list_images(invocation: Invocation, url: str | None, where: str) -> None:
         screen.note("There are no images yet: 'vmimagemanager image build debian-12' makes one.")
 
 
+@verb_of(image, "archives", documents=True)
+@click.pass_obj
+def list_archives(invocation: Invocation) -> None:
+    """List every generation of every archive of files, which 'store' makes with a format of files."""
+    from vmimagemanager.cli.files import archive_document
+    from vmimagemanager.report.boxes import moment
+
+    with invocation.open() as manager:
+        found = manager.archives.list()
+    if invocation.json:
+        screen.emit("archives", {"archives": [archive_document(one) for one in found]})
+    elif found:
+        rows = [
+            (
+                one.address,
+                moment(one.created),
+                one.format.value,
+                one.unpacked.human(),
+                one.packed.human(),
+                one.description,
+            )
+            for one in found
+        ]
+        screen.table(("ARCHIVE", "STORED", "FORMAT", "FILES", "ON DISK", "DESCRIPTION"), rows)
+    elif not invocation.quiet:
+        screen.note("There are no archives of files yet: 'vmimagemanager store BOX NAME --format tar.zst' makes one.")
+
+
 @verb_of(image, "show", documents=True)
 @click.argument("address", metavar="NAME[:GENERATION]", type=IMAGE)
 @click.pass_obj
@@ -223,9 +251,12 @@ def show(invocation: Invocation, address: str) -> None:
 @YES
 @click.pass_obj
 def remove(invocation: Invocation, address: str, *, yes: bool) -> None:
-    """Remove an image with all its generations, or one generation. One that a box stands on is refused."""
+    """Remove an image, or an archive, with all its generations, or one generation.
+
+    An image that a box stands on is refused.
+    """
     with invocation.open() as manager:
-        found = manager.images.get(address)
+        found = manager.archives.get(address) if manager.archives.has(address) else manager.images.get(address)
         what = found.address if ":" in address else f"every generation of {found.name}"
         invocation.sure(f"Remove {what}?", yes=yes)
         removed = manager.remove_image(address)

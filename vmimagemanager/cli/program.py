@@ -25,7 +25,7 @@ class Entry:
 SECTIONS = {
     "Images": (
         Entry("image", "everyimage", "image", "Build, list, compare, export, push, pull and remove base images."),
-        Entry("store", "storing", "store", "Make the disk of a box an image."),
+        Entry("store", "storing", "store", "Make the disk of a box an image, or archive its files."),
     ),
     "Boxes": (
         Entry("define", "definition", "define", "Make a new box, or change one with --update."),
@@ -47,6 +47,7 @@ SECTIONS = {
         Entry("fork", "fork", "fork", "Make running clones of a snapshot, which share its memory."),
         Entry("snapshot-export", "archive", "snapshot_export", "Write a snapshot into an archive, for another host."),
         Entry("snapshot-import", "archive", "snapshot_import", "Make a box of such an archive."),
+        Entry("restore-image", "files", "restore_image", "Put the files of an archive back onto a fresh disk."),
         Entry("pool", "pool", "pool", "Keep paused clones of a snapshot ready to be taken."),
         Entry("acquire", "pool", "acquire", "Take a clone from a pool: running, proven, at once."),
         Entry("snapshot-remove", "snapshots", "snapshot_remove", "Remove snapshots."),
@@ -56,6 +57,8 @@ SECTIONS = {
         Entry("script", "guest", "script", "Run a script in the guest."),
         Entry("put", "guest", "put", "Copy a file or a folder into the guest."),
         Entry("get", "guest", "get", "Copy a file or a folder out of the guest."),
+        Entry("insert", "files", "insert", "Lay folders, files, archives and named inserts into a box."),
+        Entry("extract", "files", "extract", "Copy files and folders out of a box, whether it runs or not."),
         Entry("ssh", "guest", "ssh", "Log in to the guest."),
         Entry("console", "guest", "console", "Connect to the guest's serial console."),
         Entry("trap", "trap", "trap", "Run a command, and trap new packages that nobody accepted."),

@@ -17,20 +17,31 @@ from vmimagemanager.report import deeds
 @verb("store", documents=True)
 @click.argument("box", type=BOX)
 @click.argument("image", metavar="IMAGE", type=IMAGE)
-@click.option("--format", "file_format", metavar="FORMAT", default="qcow2", help="qcow2 (the default) or raw.")
-@click.option("--snapshot", metavar="NAME", help="The disk of this snapshot of the box, not as it is now.")
+@click.option(
+    "--format",
+    "file_format",
+    metavar="FORMAT",
+    default="qcow2",
+    help="qcow2 (the default), raw; or of files: tar.zst, tar.gz, cpio.bz2, rsync.",
+)
+@click.option("--snapshot", metavar="NAME", help="A snapshot of the box, not as it is now.")
 @click.option("--description", metavar="TEXT", default="", help="A line for people.")
 @click.pass_obj
 def store(
     invocation: Invocation, box: str, image: str, *, file_format: str, snapshot: str | None, description: str
 ) -> None:
-    """Make the disk of a box a new generation of an image.
+    """Make the disk of a box a new generation of an image, or with a format of files archive its root file system.
 
     A guest that runs goes on running; its file systems are frozen for a moment, and SSH sessions to it end. A qcow2
     holds what was written since the box's own image, and stands on that; a raw disk stands alone.
     """
+    from vmimagemanager.cli.files import store_files
+    from vmimagemanager.files.formats import Format
     from vmimagemanager.report import images as report
 
+    if file_format in list(Format):
+        store_files(invocation, box, image, file_format=file_format, snapshot=snapshot, description=description)
+        return
     with invocation.open() as manager, manager.box(box) as held, shown(invocation) as progress:
         stored = held.store(
             image, disk_format=file_format, snapshot=snapshot, description=description, progress=progress

@@ -214,6 +214,14 @@ def argv(value: object, spot: Spot) -> tuple[str, ...]:
     return tuple(words)
 
 
+def inserts(value: object, spot: Spot) -> tuple[str, ...]:
+    """Read a list of names of inserts, whose order matters."""
+    entries = value if isinstance(value, list | tuple) else ["/"]
+    if not all(isinstance(entry, str) and names.is_name(entry) for entry in entries):
+        raise spot.unexpected(value, f"a list of names in quotes, such as ['certificates', 'keys']: {names.RULE}")
+    return tuple(entries)
+
+
 def tables(read: Callable[[Mapping[str, object], Spot], Entry], kind: type[Entry]) -> Parser:
     """Return the parser of an array of tables, each of which ``read`` turns into a ``kind``."""
 

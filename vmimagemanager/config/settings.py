@@ -103,6 +103,7 @@ class BoxSettings:
     boot_timeout: timedelta = timedelta(minutes=2)
     down_timeout: timedelta = timedelta(seconds=30)
     ssh_timeout: timedelta = timedelta(seconds=30)
+    inserts: tuple[str, ...] = ()
     hooks: tuple[Hook, ...] = ()
 
     def to_record(self) -> Record:
@@ -166,6 +167,7 @@ BOX_KEYS: schema.Keys = {
     "boot-timeout": schema.duration,
     "down-timeout": schema.duration,
     "ssh-timeout": schema.duration,
+    "inserts": schema.inserts,
     "hooks": schema.tables(_hook, Hook),
 }
 

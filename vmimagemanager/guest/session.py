@@ -1,13 +1,14 @@
-"""SSH into the guest: commands, streams, files.  Host keys are known beforehand, and strict."""
+"""SSH into the guest: commands and streams.  Host keys are known beforehand, and strict."""
 
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -127,7 +128,7 @@ class Session:
         awaited = f"'{line[:80]}' to end in the guest"
         kept: tuple[list[bytes], list[bytes]] = ([], [])
         with self._lost_connection_translated(), self._channel() as channel:
-            self._request(channel.exec_command, line, deadline, awaited)
+            self._request(channel.exec_command, os.fsencode(line), deadline, awaited)
             feeder = _Feeder(channel, stdin)
             readers = [
                 _Reader(channel, channel.recv, stdout or kept[0].append),
@@ -162,18 +163,6 @@ class Session:
             channel=Channel.SSH,
         )
 
-    @contextmanager
-    def files(self) -> Iterator[paramiko.SFTPClient]:
-        """Open the guest's SFTP server."""
-        with ExitStack() as stack:
-            with self._lost_connection_translated():
-                channel = stack.enter_context(self._channel())
-                client = stack.enter_context(self._sftp_client(channel))
-            try:
-                yield client
-            except (paramiko.SSHException, EOFError) as error:
-                raise _lost(error) from error
-
     def close(self) -> None:
         self._transport.close()
 
@@ -197,21 +186,7 @@ class Session:
     def _channel(self) -> paramiko.Channel:
         return self._transport.open_session(timeout=Deadline(_ANSWER).remaining)
 
-    def _sftp_client(self, channel: paramiko.Channel) -> paramiko.SFTPClient:
-        answer = Deadline(_ANSWER)
-        try:
-            self._request(channel.invoke_subsystem, "sftp", answer, "the guest's SFTP server to answer")
-            channel.settimeout(answer.limit.total_seconds())  # for each answer from now on
-            return paramiko.SFTPClient(channel)
-        except _CONNECTION_LOST as error:
-            self._transport.join(_ENDING)
-            if not self.alive:
-                raise
-            raise GuestError(
-                "The guest's SSH server has no SFTP.", hint="Install openssh-sftp-server in the image."
-            ) from error
-
-    def _request(self, request: Callable[[str], None], argument: str, deadline: Deadline, awaited: str) -> None:
+    def _request(self, request: Callable[[bytes], None], argument: bytes, deadline: Deadline, awaited: str) -> None:
         """Make a request of a channel, whose answer paramiko would wait for without an end."""
         answer = Deadline(_ANSWER)
         if deadline.remaining < answer.remaining:
@@ -286,7 +261,7 @@ class _Reader(threading.Thread):
         while True:
             try:
                 chunk = self._receive(_CHUNK)
-            except OSError:
+            except _CONNECTION_LOST:  # EOFError, too, where it asks for more in the same moment
                 return
             if not chunk:
                 return

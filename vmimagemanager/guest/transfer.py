@@ -1,38 +1,94 @@
-"""Files into and out of the guest, over SFTP.
+"""Files into and out of a running guest, over SSH: one tar stream each, whose other end is the guest's own tar.
 
-What comes out of a guest is not trusted: names are checked, files are made anew and never written through a symbolic
-link, and a tree becomes visible only when it is whole.
+What comes out of a guest is not trusted: see `files.unpack`.  Nothing of it is visible before it is whole.
 """
 
 from __future__ import annotations
 
 import os
-import stat
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
-import paramiko
-
-from vmimagemanager.durable import remove_tree, translate_os_errors
 from vmimagemanager.errors import TransferError
+from vmimagemanager.files import landing, pack
+from vmimagemanager.files.landing import Arrival
+from vmimagemanager.files.pack import Laying
+from vmimagemanager.guest.result import Result
 from vmimagemanager.guest.session import Session
 
-_DEEPEST = 200  # folders: a guest could make believe that there is no end
+# $1 is a folder that exists, or is made when $2 says so.  What GNU tar alone knows is left out where there is another.
+_RECEIVE = """\
+if [ "$2" = make ]; then mkdir -p -- "$1" || exit; fi
+[ -d "$1" ] || { echo "No such file or directory" >&2; exit 1; }
+cd -- "$1" || exit
+more=
+case $(tar --version 2>/dev/null) in
+*GNU*)
+    more="--warning=no-unknown-keyword --warning=no-timestamp --keep-directory-symlink"
+    [ "$2" = make ] && more="$more --no-overwrite-dir --acls --xattrs"
+    ;;
+esac
+tar -xp --numeric-owner $more -f -
+"""
+# Each of "$@" is followed when it is a symbolic link, and sent by its own name.
+SEND = """\
+left=$#
+while [ $left -gt 0 ]; do
+    path=$1
+    shift
+    left=$((left - 1))
+    found=$(readlink -f -- "$path"; printf x)
+    found=${found%x}
+    found=${found%?}
+    [ -n "$found" ] && [ -e "$found" ] || { echo "$path: No such file or directory" >&2; exit 44; }
+    if [ "$found" = / ]; then set -- "$@" -C / .; else set -- "$@" -C "${found%/*}/" "./${found##*/}"; fi
+done
+tar -c -f - "$@"
+status=$?
+# What changes while it is read, a log for instance, is no failure; GNU tar alone has a status for that.
+if [ $status = 1 ]; then case $(tar --version 2>/dev/null) in *GNU*) status=0 ;; esac; fi
+exit $status
+"""
+
+
+def says_full(text: str) -> bool:
+    """Tell whether tar says that a disk is full; its first write that fails is only a short one."""
+    return "No space left on device" in text or "Wrote only" in text
 
 
 def put(session: Session, source: Path, target: PurePosixPath) -> int:
     """Copy a file or a folder into the guest, with permissions and symbolic links; return the bytes of its files.
 
-    ``target`` is the new path, or an existing folder that the copy goes into.  Raises TransferError; a file that was
-    being copied is then incomplete under its name with '.part' appended.
+    ``target`` is the new path, or an existing folder that the copy goes into.  Raises TransferError; what was copied
+    until then is left.
     """
     if not source.exists():
         raise TransferError(f"There is no file or folder '{source}' on the host.")
-    with session.files() as client:
-        place = str(target)
-        if _is_folder(client, place) and not _is_folder_copy(source, target):
-            place = str(target / source.name)
-        return _put(client, source, place)
+    is_update = source.is_dir() and source.name == target.name  # 'put tree/ /srv/tree' again is not meant to nest it
+    into = not is_update and session.run(["test", "-d", str(target)]).status == 0
+    folder, name = (target, source.name) if into else (target.parent, target.name)
+    written = 0
+
+    def feed(stream: BinaryIO) -> None:
+        nonlocal written
+        written = pack.pack(source, stream, name)
+
+    _send(session, feed, folder, make=False, said=f"'{source}' cannot be copied to '{target}' in the guest")
+    return written
+
+
+def insert(session: Session, layings: Sequence[Laying]) -> None:
+    """Lay tar streams over folders of the guest, in their order; a folder is made if need be.
+
+    Folders and links to folders that are there stay what they are.  Raises TransferError; what was laid until then is
+    left.
+    """
+    for laying in layings:
+        said = f"The files cannot be laid into '{laying.folder}' in the guest"
+        _send(session, laying.feed, laying.folder, make=True, said=said)
 
 
 def get(session: Session, source: PurePosixPath, target: Path) -> int:
@@ -41,95 +97,92 @@ def get(session: Session, source: PurePosixPath, target: Path) -> int:
     ``target`` is the new path, or an existing folder that the copy goes into.  Raises TransferError, leaving nothing of
     the copy; an existing file is replaced, an existing folder is not.
     """
-    place = target / source.name if target.is_dir() else target
-    if place.is_dir() and not place.is_symlink():
-        raise TransferError(f"The folder '{place}' exists already on the host.", hint="Choose another target.")
-    if not place.parent.is_dir():
-        raise TransferError(f"There is no folder '{place.parent}' on the host.", hint=f"mkdir -p '{place.parent}'")
-    staged = place.with_name(f".{place.name}.{os.getpid()}.part")
-    with session.files() as client, translate_os_errors("write", staged):
+    return extract(session, [source], target)
+
+
+def extract(session: Session, sources: Sequence[PurePosixPath], target: Path) -> int:
+    """Copy files and folders out of the guest as `get` does; several go into ``target``, a folder that exists."""
+    said = ", ".join(f"'{source}'" for source in sources)
+    with landing.prepared([source.name for source in sources], target) as arrival:
+        result = _receive(session, ["sh", "-c", SEND, "sh", *map(str, sources)], arrival, said)
+        if result.status != 0:
+            raise TransferError(f"{said} cannot be copied out of the guest: {_last_line(result)}.")
+        return arrival.land()
+
+
+def _send(
+    session: Session, feed: Callable[[BinaryIO], object], folder: PurePosixPath, *, make: bool, said: str
+) -> None:
+    reading, writing = os.pipe()
+    failures: list[BaseException] = []
+
+    def write() -> None:
         try:
-            copied = _get(client, str(source), staged, follow=True)
-            staged.rename(place)
-        except BaseException:
-            remove_tree(staged)
-            raise
-    return copied
+            with os.fdopen(writing, "wb") as stream:
+                feed(stream)
+        except BrokenPipeError:  # the guest reads no more, and says why
+            return
+        except BaseException as error:  # noqa: BLE001 - raised by `_raise`
+            failures.append(error)
 
-
-def _put(client: paramiko.SFTPClient, source: Path, target: str) -> int:
-    try:
-        if source.is_symlink():
-            part = f"{target}.part"  # renamed over what is there: SFTP's symlink replaces nothing
+    thread = threading.Thread(target=write, daemon=True)
+    argv = ["sh", "-c", _RECEIVE, "sh", str(folder), "make" if make else "keep"]
+    with os.fdopen(reading, "rb") as stream:
+        thread.start()
+        try:
+            result = session.run(argv, stdin=stream)
+        finally:
             with suppress(OSError):
-                client.remove(part)
-            client.symlink(str(source.readlink()), part)
-            client.posix_rename(part, target)
-            return 0
-        if source.is_dir():
-            if not _is_folder(client, target):
-                client.mkdir(target)
-            copied = sum(_put(client, entry, f"{target}/{entry.name}") for entry in sorted(source.iterdir()))
-            client.chmod(target, stat.S_IMODE(source.stat().st_mode))
-            return copied
-        if not source.is_file():
-            raise TransferError(f"'{source}' is neither a file, a folder nor a symbolic link.")
-        part = f"{target}.part"
-        client.put(str(source), part, confirm=True)
-        client.chmod(part, stat.S_IMODE(source.stat().st_mode))
-        client.posix_rename(part, target)
-        return source.stat().st_size
-    except (OSError, ValueError) as error:  # ValueError: a name that one of both sides has no bytes for
-        raise TransferError(f"'{source}' cannot be copied to '{target}' in the guest: {_reason(error)}.") from error
+                stream.close()
+            thread.join()
+    _raise(failures, said)
+    if result.status != 0:
+        raise TransferError(f"{said}: {_last_line(result)}.", hint=_hint(result))
 
 
-def _get(client: paramiko.SFTPClient, source: str, target: Path, *, follow: bool) -> int:
+def _receive(session: Session, argv: Sequence[str], arrival: Arrival, said: str) -> Result:
+    reading, writing = os.pipe()
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        with os.fdopen(reading, "rb") as stream:
+            try:
+                arrival.receive(stream)
+            except BaseException as error:  # noqa: BLE001 - raised by `_raise`
+                failures.append(error)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    result: Result | None = None
     try:
-        status = client.stat(source) if follow else client.lstat(source)
-        mode = status.st_mode or 0
-        if len(PurePosixPath(source).parts) > _DEEPEST:
-            raise TransferError(f"'{source[:80]}…' in the guest lies too deep.")
-        if stat.S_ISLNK(mode):
-            target.symlink_to(client.readlink(source) or "")
-            return 0
-        if stat.S_ISDIR(mode):
-            target.mkdir(mode=0o700)
-            entries = [
-                (_safe(entry.filename), stat.S_ISLNK(entry.st_mode or 0)) for entry in client.listdir_attr(source)
-            ]
-            # Links come last, so that nothing is ever written through one.
-            ordered = [name for name, is_link in sorted(entries, key=lambda entry: entry[1])]
-            copied = sum(_get(client, f"{source}/{name}", target / name, follow=False) for name in ordered)
-            target.chmod(stat.S_IMODE(mode) & 0o777)
-            return copied
-        if not stat.S_ISREG(mode):
-            raise TransferError(f"'{source}' in the guest is neither a file, a folder nor a symbolic link.")
-        descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            copied = client.getfo(source, stream)
-            os.fchmod(descriptor, stat.S_IMODE(mode) & 0o777)
-        return copied
-    except (OSError, ValueError) as error:
-        raise TransferError(f"'{source}' cannot be copied out of the guest: {_reason(error)}.") from error
+        with os.fdopen(writing, "wb", buffering=0) as stream:
+            result = session.run(argv, stdout=stream.write)
+    except BrokenPipeError:  # nobody reads any more: the reader has failed, and knows why
+        pass
+    finally:
+        thread.join()
+    if result is not None and result.status != 0:
+        return result
+    _raise(failures, f"{said} cannot be copied out of the guest")
+    assert result is not None
+    return result
 
 
-def _is_folder(client: paramiko.SFTPClient, path: str) -> bool:
-    try:
-        return stat.S_ISDIR(client.stat(path).st_mode or 0)
-    except OSError:
-        return False
+def _raise(failures: Sequence[BaseException], said: str) -> None:
+    for failure in failures:
+        if isinstance(failure, OSError):
+            raise TransferError(f"{said}: {failure.strerror or failure}.") from failure
+        raise failure
 
 
-def _is_folder_copy(source: Path, target: PurePosixPath) -> bool:
-    # 'put tree/ /srv/tree' again is meant to update it, not to nest it
-    return source.is_dir() and source.name == target.name
+def _last_line(result: Result) -> str:
+    said = result.stderr.decode("utf-8", "replace").splitlines()
+    lines = [line for line in said if line.strip() and "Exiting with failure status" not in line]
+    last = lines[-1] if lines else f"tar ended with status {result.status}"
+    return last.removeprefix("sh: ").removeprefix("tar: ").rstrip(".")
 
 
-def _safe(name: str) -> str:
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise TransferError(f"The guest named a file {name!r}, which is refused.")
-    return name
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+def _hint(result: Result) -> str:
+    if says_full(result.stderr.decode("utf-8", "replace")):
+        return "The guest's disk is full."
+    return "The guest needs the program tar." if result.status == 127 else ""

@@ -3,7 +3,7 @@
 from vmimagemanager.snapshots.catalogue import Snapshot, find, listing, names, standing_on, sweep, tree
 from vmimagemanager.snapshots.fitness import hindrances, require_platform, require_whole
 from vmimagemanager.snapshots.interrupted import leftovers, settle
-from vmimagemanager.snapshots.layers import Footing, add_disks, stand_on
+from vmimagemanager.snapshots.layers import Footing, add_disks, new_overlays, put_in_place, stand_on
 from vmimagemanager.snapshots.manifest import Manifest
 from vmimagemanager.snapshots.store import (
     Restored,
@@ -31,6 +31,8 @@ __all__ = [
     "leftovers",
     "listing",
     "names",
+    "new_overlays",
+    "put_in_place",
     "remove",
     "require_engine",
     "require_platform",

@@ -1,0 +1,203 @@
+"""Tar streams that nobody trusts, read member by member.
+
+The formats are those of POSIX pax and of GNU tar.  Python's reader loads extended headers into memory whole and follows
+chains of them by recursion: both have limits here, and whatever is wrong with a stream is one TransferError.
+"""
+
+from __future__ import annotations
+
+import math
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, BinaryIO, Protocol, cast
+
+from vmimagemanager.errors import TransferError
+
+BLOCK = tarfile.BLOCKSIZE
+XATTR = "SCHILY.xattr."
+_LONGEST_HEADER = 1 << 20
+_EXTENDED = frozenset({tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE})
+_LONG_NAMES = frozenset({tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK})
+_CHUNK = 1 << 18
+_MOST, _LARGEST = (1 << 32) - 1, 1 << 62
+# What tarfile makes of the rest of a member's headers, and what is made anew when it is written again.
+_MADE_ANEW = ("path", "linkpath", "size", "hdrcharset", "uid", "gid", "uname", "gname", "atime", "ctime")
+_DAMAGED = (tarfile.TarError, ValueError, IndexError, OverflowError, KeyError, EOFError, RecursionError, TypeError)
+
+
+class Member(tarfile.TarInfo):
+    """A member whose extended headers may not be longer than a mebibyte, and whose header may not be damaged.
+
+    Python's reader takes a damaged header that is not the first one for the archive's end.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Member:
+        if len(buf) < BLOCK:
+            raise TransferError("The archive ends before its end.")
+        if not any(buf):
+            raise tarfile.EOFHeaderError("end of file header")  # type: ignore[attr-defined]  # tarfile's own
+        with translated():
+            found = super().frombuf(buf, encoding, errors)
+        if found.type in _EXTENDED | _LONG_NAMES and not 0 <= found.size <= _LONGEST_HEADER:
+            raise TransferError(f"The archive is refused: it has a header of {found.size} bytes.")
+        return found
+
+
+class Reader:
+    """The members of a tar stream, in their order; a context manager.
+
+    Raises TransferError for a stream that is damaged, or ends before its time.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        with translated():
+            self._tar = tarfile.open(  # noqa: SIM115 - closed with the reader
+                fileobj=stream, mode="r|", tarinfo=Member, encoding="utf-8", errors="surrogateescape"
+            )
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tar.close()
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        while True:
+            with translated():
+                member = self._tar.next()
+            if member is None:
+                return
+            forget_members(self._tar)
+            _require_sense(member)
+            yield member
+
+    def content(self, member: tarfile.TarInfo) -> IO[bytes]:
+        """Return what reads the content of the member that was returned last, holes as zeros."""
+        with translated():
+            stream = self._tar.extractfile(member)
+        if stream is None:
+            raise TransferError(f"The archive is damaged: '{shown(member.name)}' has no content.")
+        return stream
+
+
+def _require_sense(member: tarfile.TarInfo) -> None:
+    numbers = (member.uid, member.gid, member.devmajor, member.devminor, member.mode)
+    makes_sense = all(0 <= number <= _MOST for number in numbers) and 0 <= member.size <= _LARGEST
+    makes_sense = makes_sense and math.isfinite(member.mtime) and abs(member.mtime) < _LARGEST
+    at = 0
+    for offset, length in extents_of(member) or ():
+        makes_sense = makes_sense and at <= offset and length >= 0 and offset + length <= member.size
+        at = offset + length
+    if not makes_sense:
+        raise TransferError(f"The archive is damaged: what it says of '{shown(member.name)}' makes no sense.")
+
+
+def copied(source: IO[bytes], write: Callable[[bytes], object], size: int) -> None:
+    """Copy a member's content; raise TransferError when there is less of it than ``size``."""
+    left = size
+    while left:
+        with translated():
+            chunk = source.read(min(_CHUNK, left))
+        if not chunk:
+            raise TransferError("The archive ends within a file.")
+        write(chunk)
+        left -= len(chunk)
+
+
+def forget_members(archive: tarfile.TarFile) -> None:
+    """Drop the members that a stream has brought so far, which it would keep to its end."""
+    archive.members = []  # type: ignore[attr-defined]  # typeshed does not know it
+
+
+def extents_of(member: tarfile.TarInfo) -> list[tuple[int, int]] | None:
+    """Return the parts of a sparse member that are no holes, or None of one that is not sparse."""
+    if not member.issparse():
+        return None
+    return [(extent[0], extent[1]) for extent in cast("list[tuple[int, int]]", member.sparse or [])]
+
+
+class Source(Protocol):
+    """What can be read."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def copy_whole(stream: Source, write: Callable[[bytes], object], last: bytes = b"") -> None:
+    """Copy a tar as it is; raise TransferError when it does not end as one (``last`` is what was read of it before)."""
+    while chunk := stream.read(_CHUNK):
+        write(chunk)
+        last = (last + chunk)[-BLOCK:]
+    if len(last) < BLOCK or any(last):
+        raise TransferError("The archive ends before its end.")
+
+
+def drain(stream: BinaryIO) -> None:
+    """Read what follows an archive's last member: whoever writes it has to get rid of it."""
+    while stream.read(_CHUNK):
+        pass
+
+
+def attributes(member: tarfile.TarInfo) -> dict[str, str]:
+    """Return those extended headers of a member that are not told by its other fields: xattrs, ACLs, exact times."""
+    return {
+        key: value
+        for key, value in member.pax_headers.items()
+        if key not in _MADE_ANEW and not key.startswith("GNU.sparse.")
+    }
+
+
+def head(member: tarfile.TarInfo) -> bytes:
+    """Return the header blocks of a member whose ``pax_headers`` are `attributes`."""
+    with translated():
+        return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def write_file(
+    write: Callable[[bytes], object], member: tarfile.TarInfo, content: IO[bytes], extents: list[tuple[int, int]] | None
+) -> None:
+    """Write a regular file of ``member.size`` bytes; with ``extents`` only these parts, as GNU tar's sparse format 1.0.
+
+    https://www.gnu.org/software/tar/manual/html_section/Sparse-Formats.html
+    """
+    if extents is None:
+        write(head(member))
+        copied(content, write, member.size)
+        write(bytes(-member.size % BLOCK))
+        return
+    if not extents or sum(extents[-1]) < member.size:  # what GNU tar knows the file's size by
+        extents = [*extents, (member.size, 0)]
+    numbers = [len(extents), *(number for extent in extents for number in extent)]
+    table = "".join(f"{number}\n" for number in numbers).encode()
+    table += bytes(-len(table) % BLOCK)
+    size, held = member.size, sum(length for _, length in extents)
+    sparse = {"major": "1", "minor": "0", "name": member.name, "realsize": str(size)}
+    member.pax_headers = {**member.pax_headers, **{f"GNU.sparse.{key}": value for key, value in sparse.items()}}
+    member.size = len(table) + held
+    write(head(member))
+    write(table)
+    at = 0
+    for offset, length in extents:
+        copied(content, lambda _: None, offset - at)
+        copied(content, write, length)
+        at = offset + length
+    copied(content, lambda _: None, size - at)
+    write(bytes(-held % BLOCK))
+
+
+END = bytes(2 * BLOCK)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what Python's reader raises for damaged streams into TransferError."""
+    try:
+        yield
+    except _DAMAGED as error:
+        raise TransferError(f"The archive is damaged: {str(error) or type(error).__name__}.") from error
+
+
+def shown(name: str) -> str:
+    """Return a name as it can be printed, whatever bytes it has."""
+    return name.encode("utf-8", "backslashreplace").decode()[:200]
