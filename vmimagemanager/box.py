@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vmimagemanager.guest.result import Result
     from vmimagemanager.guest.session import Session
     from vmimagemanager.hypervisor.domain import Domain
+    from vmimagemanager.images import Image
     from vmimagemanager.images.archives import Archive
     from vmimagemanager.snapshots import Restored, Snapshot, Taken
     from vmimagemanager.trap.block import Trap
@@ -276,16 +277,24 @@ class Box:
             wanted = archiving.Wanted(name=name, format=Format(file_format), snapshot=snapshot, description=description)
             return archiving.store(self._site, record, self._settled(record), wanted, progress=progress)
 
-    def restore_image(self, address: str, *, progress: Progress = silent) -> Archive:
-        """Put the files of an archive back: the box is off then, and its disk holds nothing else.
+    def restore_image(self, address: str, *, progress: Progress = silent) -> Archive | Image:
+        """Put what `archive` or `store` made back: the box is off then, and its disk holds nothing else.
 
-        Raises ImageError for an archive that was altered, before anything is stopped.
+        An image becomes that of the box.  Raises ImageError when there is neither an archive nor an image of that name,
+        or it was altered, before anything is stopped.
         """
-        from vmimagemanager.boxes import archiving
+        from vmimagemanager.boxes import archiving, define, life
 
         with self._operation("restore-image") as (record, entry):
-            entry.facts["archive"] = address
+            entry.facts["image"] = address
             self._settled(record)
+            if not archiving.is_archive(self._site, address):
+                image = self._site.images.get(address)
+                self._site.images.require_whole(image)
+                define.update(self._site, record, replace(record.settings, image=address))
+                self.disconnect()
+                life.reset(self._site, self._record())
+                return image
             archive = archiving.put_back(self._site, record, address, progress)
             self.disconnect()
             return archive

@@ -72,6 +72,11 @@ def store(site: Site, record: BoxRecord, domain: Domain | None, wanted: Wanted, 
     return archive
 
 
+def is_archive(site: Site, address: str) -> bool:
+    """Tell whether there is an archive of files at an address, as there may be an image."""
+    return ArchiveStore(site.state.path).has(address)
+
+
 def put_back(site: Site, record: BoxRecord, address: str, progress: Progress) -> Archive:
     """Give a box a fresh disk with the files of an archive on it, and nothing else; the box is off then.
 

@@ -167,15 +167,15 @@ def archive_document(archive: Archive) -> dict[str, Any]:
 
 @verb("restore-image", documents=True)
 @click.argument("box", type=BOX)
-@click.argument("address", metavar="ARCHIVE[:GENERATION]")
+@click.argument("address", metavar="IMAGE[:GENERATION]")
 @click.option("--up", "start", is_flag=True, help="Start the box afterwards.")
 @YES
 @click.pass_obj
 def restore_image(invocation: Invocation, box: str, address: str, *, start: bool, yes: bool) -> None:
-    """Put the files of an archive that 'store' made back onto a fresh disk of a box, which is off then.
+    """Put what 'store' made back into a box, which is off then; its snapshots stay.
 
-    Its partitions and its boot loader are those of its image; the root file system is made anew, and holds what the
-    archive holds and nothing else. Snapshots stay.
+    Of an archive of files, partitions and boot loader are those of the box's image; the root file system is made anew,
+    and holds what the archive holds and nothing else. Of a disk, the box gets that generation as its image.
     """
     from vmimagemanager.deadline import Stopwatch
     from vmimagemanager.report import deeds
@@ -183,13 +183,13 @@ def restore_image(invocation: Invocation, box: str, address: str, *, start: bool
     watch = Stopwatch()
     invocation.sure(f"Throw away what is on the disk of {box}?", yes=yes)
     with invocation.open() as manager, manager.box(box) as held, shown(invocation) as progress:
-        archive = held.restore_image(address, progress=progress)
+        restored = held.restore_image(address, progress=progress)
         seconds = watch.total
         up = held.up() if start else None
     if invocation.json:
         shown_up = None if up is None else deeds.up_document(up)
-        screen.emit("restore-image", {"box": box, "archive": archive.address, "up": shown_up})
-    invocation.say(f"{box}: the files of {archive.address} are back in {deeds.seconds(seconds)}, off")
+        screen.emit("restore-image", {"box": box, "restored": restored.address, "up": shown_up})
+    invocation.say(f"{box}: restored from {restored.address} in {deeds.seconds(seconds)}, off")
     if up is not None:
         invocation.say(*deeds.up_lines(box, up, watch.total - seconds, verbose=bool(invocation.verbose)))
 

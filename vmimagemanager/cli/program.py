@@ -26,6 +26,7 @@ SECTIONS = {
     "Images": (
         Entry("image", "everyimage", "image", "Build, list, compare, export, push, pull and remove base images."),
         Entry("store", "storing", "store", "Make the disk of a box an image, or archive its files."),
+        Entry("restore-image", "files", "restore_image", "Put what was stored back into a box."),
     ),
     "Boxes": (
         Entry("define", "definition", "define", "Make a new box, or change one with --update."),
@@ -47,7 +48,6 @@ SECTIONS = {
         Entry("fork", "fork", "fork", "Make running clones of a snapshot, which share its memory."),
         Entry("snapshot-export", "archive", "snapshot_export", "Write a snapshot into an archive, for another host."),
         Entry("snapshot-import", "archive", "snapshot_import", "Make a box of such an archive."),
-        Entry("restore-image", "files", "restore_image", "Put the files of an archive back onto a fresh disk."),
         Entry("pool", "pool", "pool", "Keep paused clones of a snapshot ready to be taken."),
         Entry("acquire", "pool", "acquire", "Take a clone from a pool: running, proven, at once."),
         Entry("snapshot-remove", "snapshots", "snapshot_remove", "Remove snapshots."),
