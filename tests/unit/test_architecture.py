@@ -31,6 +31,8 @@ OWNERS = {
     "tomllib": ("records.py",),
     "tomli_w": ("records.py",),
     "zstandard": ("snapshots/parcel.py", "images/chunks.py"),
+    "packageurl": ("report/sbom.py",),
+    "junitparser": ("report/trapfiles.py",),
     "click": ("cli/",),
     "rich": ("cli/", "report/"),
     "pytest": ("pytest_plugin.py",),
@@ -110,6 +112,8 @@ def test_importing_the_package_loads_nothing_foreign() -> None:
         "zstandard",
         "fsspec",
         "aiohttp",
+        "junitparser",
+        "packageurl",
     }
     program = f"import sys, vmimagemanager; print(*sorted({foreign} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
