@@ -273,6 +273,42 @@ class Bench:
         self.add("store of a running box as tar.zst / tar in the guest and zstd by hand", 1.3, pairs)
         box.undefine(force=True)
 
+    def inventory(self) -> None:
+        box = self.snapshotted("inventory", SMALL, touched_mib=0)
+        box.restore("clean")
+        pairs = []
+        for _ in self.progress("inventory"):
+            above = self.timed(box.inventory)
+            below = self.timed(lambda: box.run(["find", "/", "-xdev"]))
+            pairs.append((above, below))
+        self.add("whole inventory of a guest / 'find / -xdev' in it, both over SSH", 3.0, pairs)
+        box.undefine(force=True)
+
+    def classification(self) -> None:
+        from vmimagemanager.guest.inventory import Inventory, Package
+        from vmimagemanager.trap import Baseline, compare
+        from vmimagemanager.trap.explain import Need
+
+        def package(number: int) -> Package:
+            return Package(
+                manager="dpkg",
+                name=f"package-{number}",
+                architecture="amd64",
+                version="1.0-1",
+                depends=tuple((f"package-{(number * 7 + step) % 5000}",) for step in range(1, 9)),
+                provides=(f"virtual-{number}",),
+            )
+
+        packages = [package(number) for number in range(5000)]
+        before, after = Inventory(frozenset(packages[:900])), Inventory(frozenset(packages))
+        needs = [Need(managers=("dpkg",), names=(f"package-{number}",)) for number in range(1000, 1100)]
+        seconds = []
+        for _ in self.progress("classification"):
+            start = time.process_time()
+            compare(before, after, Baseline(), needs=needs)
+            seconds.append(time.process_time() - start)
+        self.add_seconds("CPU seconds to classify 5000 packages with their graph", 0.1, seconds)
+
     def start_up(self) -> None:
         python = sys.executable
         pairs = [
@@ -479,6 +515,8 @@ ROWS = {
     "spares": Bench.spares,
     "insert": Bench.inserts,
     "store-files": Bench.stored_files,
+    "inventory": Bench.inventory,
+    "classification": Bench.classification,
     "start-up": Bench.start_up,
     "define": Bench.images,
     "store": Bench.stores,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from vmimagemanager import names
 from vmimagemanager.config import BoxSettings, Moment
-from vmimagemanager.errors import BoxError, BoxNotFoundError, GuestError, StateError, UsageError
+from vmimagemanager.errors import BoxError, BoxNotFoundError, StateError, UsageError
 from vmimagemanager.leases import Hold, Lease, Leases, owner
 from vmimagemanager.progress import Progress, silent
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vmimagemanager.boxes.status import Status
     from vmimagemanager.boxes.storing import Stored
     from vmimagemanager.forks import Fork
+    from vmimagemanager.guest.inventory import Inventory
     from vmimagemanager.guest.result import Result
     from vmimagemanager.guest.session import Session
     from vmimagemanager.hypervisor.domain import Domain
@@ -443,16 +444,45 @@ class Box:
                 return offline.extract(self._site, record, paths, Path(target))
             return transfer.extract(self._connected(record), paths, Path(target))
 
-    @contextmanager
-    def trap(self, baseline: str | Path, *, missing_is_empty: bool = False) -> Iterator[Trap]:
-        """Look at the packages before and after the block; ``.verdict`` says what the baseline does not accept.
+    def inventory(self, *, verify: bool = False) -> Inventory:
+        """Return what is in the guest: packages, and facts such as units, users, and files that no package owns.
 
+        With ``verify`` every file of a package is compared with what its package brought, which takes its time.
+        Nothing is changed in the guest.  Raises GuestError; what the guest has no means to look at is `unknown`.
+        """
+        from vmimagemanager.guest import inventory
+
+        return inventory.take(self._probe, since=inventory.EVER if verify else None)
+
+    @contextmanager
+    def trap(
+        self,
+        baseline: str | Path,
+        *,
+        policy: str | Path | None = None,
+        declared: Sequence[str | Path] = (),
+        missing_is_empty: bool = False,
+        rebase: bool = False,
+    ) -> Iterator[Trap]:
+        """Look into the guest before and after the block; ``.verdict`` says what came, what came in with what, and
+        what of it the baseline does not accept.
+
+        ``policy`` is a file of severities and exceptions.  ``declared`` are files that say what is needed, such as
+        ``debian/control``: what they do not lead to is reported as undeclared.
         ``missing_is_empty`` takes a baseline file that does not exist for one that accepts nothing, for `Trap.accept`.
+        A baseline that was written for another base is refused with ConfigError, unless ``rebase`` says that it will be
+        written anew.
         """
         from vmimagemanager.trap.block import Trap
 
-        trap = Trap(Path(baseline), self._probe, missing_is_empty=missing_is_empty)
-        trap.begin()
+        trap = Trap(
+            self._probe,
+            baseline=Path(baseline),
+            policy=None if policy is None else Path(policy),
+            declared=tuple(map(Path, declared)),
+            missing_is_empty=missing_is_empty,
+        )
+        trap.begin(rebase=rebase)
         yield trap
         trap.end()
 
@@ -589,14 +619,10 @@ class Box:
         return self._session
 
     def _probe(self, text: str) -> bytes:
+        from vmimagemanager.boxes.probe import ask
+
         with self._operation("probe", log=False) as (record, _):
-            result = self._connected(record).run(["sh", "-s"], stdin=text.encode())
-        if result.status != 0:
-            raise GuestError(
-                f"The packages of '{self.name}' cannot be listed: the probe ended with status {result.status}.",
-                detail=result.stderr.decode("utf-8", "replace").strip(),
-            )
-        return result.stdout
+            return ask(self._site, record, text, lambda: self._connected(record))
 
     def _lay_inserts(self, record: BoxRecord, entry: Entry) -> None:
         from vmimagemanager.boxes.inserts import Inserts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from vmimagemanager.cli.program import PROGRAM
 from vmimagemanager.config import BOX_KEYS, HOOK_KEYS, HOST_KEYS, BoxSettings, Hook, Moment, plain
 from vmimagemanager.config.configuration import VARIABLES
 from vmimagemanager.leases import OWNER_VARIABLE
+from vmimagemanager.trap import Baseline, Policy
+from vmimagemanager.trap.finding import DEFAULTS
+from vmimagemanager.trap.policy import EXCEPTION_KEYS, KEYS
 
 MAN = Path(__file__).parents[2] / "man"
 CONFIGURATION = MAN / "vmimagemanager.toml.5.rst"
@@ -155,3 +159,19 @@ def test_every_variable_that_the_program_reads_is_described() -> None:
     described = set(re.findall(r"``([A-Z_]+)``", part("ENVIRONMENT")))
     configuration = {"VMIM_CONFIG", *(name for names in VARIABLES.values() for name in names)}
     assert described == {*configuration, OWNER_VARIABLE, "VMIM_TIMEOUT_FACTOR", "NO_COLOR"}
+
+
+def test_the_page_of_the_trap_describes_every_key_and_every_rule_with_its_severity() -> None:
+    text = (MAN / "vmimagemanager-trap.5.rst").read_text()
+    policy, rules = text.partition("\nPOLICY\n")[2].split("\nRULES\n")
+    assert set(re.findall(r"(?m)^``([a-z]+)``$", policy)) == {*KEYS, *EXCEPTION_KEYS}
+    assert dict(re.findall(r"(?m)^``([a-z]+)`` \(([a-z]+)\)$", rules)) == {
+        rule.value: severity.value for rule, severity in DEFAULTS.items()
+    }
+
+
+def test_the_examples_of_the_trap_are_understood() -> None:
+    text = (MAN / "vmimagemanager-trap.5.rst").read_text()
+    baseline, policy = re.findall(r"::\n\n((?:    .*\n|\n)+)", text)
+    assert "setuid:/usr/bin/at" in Baseline.parse(textwrap.dedent(baseline).encode(), source=Path("x")).accepted
+    assert len(Policy.parse(textwrap.dedent(policy).encode(), source=Path("x")).exceptions) == 1

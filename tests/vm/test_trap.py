@@ -14,7 +14,7 @@ import pytest
 from tests.vm.conftest import Testbed
 from vmimagemanager import Box
 from vmimagemanager.errors import ConfigError, TrappedError
-from vmimagemanager.trap import Baseline
+from vmimagemanager.trap import Baseline, Reason, Rule
 
 CONTROL = """\
 Package: {name}
@@ -61,10 +61,15 @@ def baseline(folder: Path, *items: str) -> Path:
 
 
 def test_an_undeclared_dependency_is_trapped_and_named(supplied: Box, tmp_path: Path) -> None:
-    with supplied.trap(baseline(tmp_path, "dpkg:hello-dep")) as trap:
+    (tmp_path / "needed").write_text("hello-dep  # what the build asks for\n")
+    with supplied.trap(baseline(tmp_path, "dpkg:hello-dep"), declared=[tmp_path / "needed"]) as trap:
         supplied.run(INSTALL)
     verdict = trap.verdict
     assert verdict.trapped
+    [finding] = [finding for finding in verdict.findings if finding.counts]
+    assert finding.explanation is not None
+    assert (finding.rule, finding.explanation.reason) == (Rule.NEW, Reason.TRANSITIVE)
+    assert finding.explanation.chain == ("dpkg:hello-dep", "dpkg:hello-lib")
     assert [package.item for package in verdict.unexpected] == ["dpkg:hello-lib"]
     assert [package.item for package in verdict.accepted] == ["dpkg:hello-dep"]
     assert (verdict.gone, verdict.changed, verdict.stale) == ((), (), ())
@@ -109,7 +114,12 @@ def test_a_missing_baseline_is_told_before_anything_runs(supplied: Box, tmp_path
 
 
 def trap_verb(given: Testbed, baseline: Path, *words: str, options: tuple[str, ...] = ()) -> tuple[int, str, str]:
-    argv = [*PROGRAM, "trap", given.name, "--baseline", str(baseline), *options, "--", *words]
+    return program(given, "trap", given.name, "--baseline", str(baseline), *options, "--", *words)
+
+
+def program(given: Testbed, *words: str) -> tuple[int, str, str]:
+    """Run the command line and return its status, its output and its messages."""
+    argv = [*PROGRAM, *words]
     environment = {**os.environ, **given.environment}
     result = subprocess.run(
         argv, env=environment, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, capture_output=True, check=False
@@ -124,10 +134,14 @@ def test_the_verb_ends_with_100_when_trapped_101_when_it_failed_too_and_else_wit
     path = baseline(tmp_path, "dpkg:hello-lib")
     assert trap_verb(testbed_box, path, "sh", "-c", "echo out; exit 7")[:2] == (7, "out\n")
 
-    status, _, told = trap_verb(testbed_box, path, *INSTALL)
+    junit, sarif = tmp_path / "trap.xml", tmp_path / "trap.sarif"
+    reports = ("--junit", str(junit), "--sarif", str(sarif))
+    status, _, told = trap_verb(testbed_box, path, *INSTALL, options=reports)
     assert status == 100
-    assert "hello-dep 1.0 all (dpkg)" in told
+    assert "  dpkg:hello-dep 1.0, new, installed on request\n" in told
     assert "--accept" in told
+    assert 'name="dpkg:hello-dep"' in junit.read_text()
+    assert json.loads(sarif.read_text())["runs"][0]["results"]
 
     supplied.run(["dpkg", "--purge", "hello-dep", "hello-lib"])
     supplied.disconnect()

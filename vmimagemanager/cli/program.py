@@ -61,7 +61,8 @@ SECTIONS = {
         Entry("extract", "files", "extract", "Copy files and folders out of a box, whether it runs or not."),
         Entry("ssh", "guest", "ssh", "Log in to the guest."),
         Entry("console", "guest", "console", "Connect to the guest's serial console."),
-        Entry("trap", "trap", "trap", "Run a command, and trap new packages that nobody accepted."),
+        Entry("inventory", "inventory", "inventory", "List what is in a guest: packages, and what none accounts for."),
+        Entry("trap", "trap", "trap", "Run a command, and trap what is new and nobody accepted."),
     ),
     "Sharing": (
         Entry("lock", "holds", "lock", "Keep boxes for yourself across commands."),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,35 +25,48 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from vmimagemanager.guest.result import Result
+    from vmimagemanager.trap import History, Verdict
     from vmimagemanager.trap.block import Trap
+    from vmimagemanager.trap.history import Seen
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @guest_verb("trap", documents=True)
 @click.argument("box", type=BOX)
+@click.option("--baseline", metavar="FILE", type=_FILE, required=True, help="What is accepted.")
+@click.option("--policy", metavar="FILE", type=_FILE, help="How bad each thing is, and exceptions that expire.")
 @click.option(
-    "--baseline",
+    "--declared",
     metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="The packages that are accepted.",
+    type=_FILE,
+    multiple=True,
+    help="A file that says what is needed, such as debian/control.",
 )
 @click.option("--accept", is_flag=True, help="Accept what is new: write the baseline, and print what was added.")
+@click.option("--rebase", is_flag=True, help="Write the baseline anew, for the base that the guest is now.")
+@click.option("--earlier", metavar="FILE", type=_FILE, help="The JSON document of an earlier run, to compare with.")
+@click.option("--junit", metavar="FILE", type=_FILE, help="Write the verdict to FILE as JUnit XML.")
+@click.option("--sarif", metavar="FILE", type=_FILE, help="Write the verdict to FILE as SARIF.")
+@click.option("--markdown", metavar="FILE", type=_FILE, help="Write the verdict to FILE as Markdown.")
+@click.option("--cyclonedx", metavar="FILE", type=_FILE, help="Write what came in to FILE as CycloneDX.")
+@click.option("--spdx", metavar="FILE", type=_FILE, help="Write what came in to FILE as SPDX.")
 @TIMEOUT
 @RESULT
 @click.option("-n", "--no-stdin", is_flag=True, help="Give the command nothing on standard input.")
 @click.pass_obj
 def trap(
     invocation: Invocation,
+    /,
     box: str,
     words: tuple[str, ...],
     *,
-    baseline: Path,
-    accept: bool,
     limit: timedelta | None,
     result: Path | None,
     no_stdin: bool,
+    **options: Any,  # noqa: ANN401 - click's
 ) -> int:
-    """Run a command in the guest, and trap the packages that are new afterwards and not in the baseline.
+    """Run a command in the guest, and trap what is new afterwards and not in the baseline.
 
     The exit code is 100 when something was trapped, 101 when moreover the command failed, else the command's own. The
     verdict is printed on standard error; with --json it is the document on standard output, and the command's output
@@ -61,37 +77,114 @@ def trap(
     """
     from vmimagemanager.report import trap as report
 
-    with recorded(result, "trap", box, words) as verdict, invocation.open() as manager, manager.lease(box) as held:
-        with held.trap(baseline, missing_is_empty=accept) as set_trap:
+    asked = _Asked(**options)
+    earlier = asked.history()
+    with recorded(result, "trap", box, words) as written, invocation.open() as manager, manager.lease(box) as held:
+        with held.trap(
+            asked.baseline,
+            policy=asked.policy,
+            declared=asked.declared,
+            missing_is_empty=asked.writes,
+            rebase=asked.rebase,
+        ) as set_trap:
             ended = Streams(all_to_stderr=invocation.json).run(held, words, limit=limit, no_stdin=no_stdin)
-        found = report.document(set_trap.verdict)
-        code = _accept(invocation, set_trap, ended, baseline) if accept else _judge(set_trap, ended)
-        if not accept and not invocation.json:
-            screen.note(*report.lines(set_trap.verdict, accept=_accepting(box, baseline, words)))
+        told = _Told.of(set_trap.verdict, earlier, asked, words)
+        found = report.document(told.verdict, inputs=told.inputs, today=told.today, fixed=told.fixed)
+        asked.write(told.verdict, box)
+        code = _accept(invocation, set_trap, ended, asked) if asked.writes else _judge(told.verdict, ended)
+        if not asked.writes and not invocation.json:
+            screen.note(*report.lines(told.verdict, accept=_accepting(box, asked, words), fixed=told.fixed))
         found = {key: value for key, value in found.items() if key not in {"format", "kind"}}
-        verdict.ended(ended, exit_code=code, verdict=found)
+        written.ended(ended, exit_code=code, verdict=found)
     if invocation.json:
         screen.emit("trap", {**found, "box": box, "status": ended.status, "exit_code": code})
     return code
 
 
-def _judge(set_trap: Trap, ended: Result) -> int:
-    if not set_trap.verdict.trapped:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """The options that are the trap's own."""
+
+    baseline: Path
+    policy: Path | None
+    declared: tuple[Path, ...]
+    accept: bool
+    rebase: bool
+    earlier: Path | None
+    junit: Path | None
+    sarif: Path | None
+    markdown: Path | None
+    cyclonedx: Path | None
+    spdx: Path | None
+
+    @property
+    def writes(self) -> bool:
+        return self.accept or self.rebase
+
+    def history(self) -> History | None:
+        from vmimagemanager.trap import History
+
+        return None if self.earlier is None else History.read(self.earlier)
+
+    def files(self) -> Mapping[str, Path]:
+        from vmimagemanager.report.trapfiles import FORMS
+
+        return {form: path for form in FORMS if (path := getattr(self, form)) is not None}
+
+    def write(self, verdict: Verdict, box: str) -> None:
+        from vmimagemanager.durable import replace_file
+        from vmimagemanager.report.trapfiles import made
+
+        where = self.declared[0] if self.declared else self.baseline
+        for form, path in self.files().items():
+            replace_file(path, made(form, verdict, name=box, where=where))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """A verdict with what an earlier run makes of it."""
+
+    verdict: Verdict
+    fixed: tuple[Seen, ...]
+    inputs: str
+    today: str
+
+    @classmethod
+    def of(cls, verdict: Verdict, earlier: History | None, asked: _Asked, words: tuple[str, ...]) -> _Told:
+        from vmimagemanager.trap.history import inputs_digest
+
+        today = datetime.now(UTC).date().isoformat()
+        inputs = inputs_digest(words, asked.declared)
+        if earlier is None:
+            return cls(verdict=verdict, fixed=(), inputs=inputs, today=today)
+        labelled, fixed = earlier.labelled(verdict.findings, inputs=inputs, archive=verdict.after.archive, today=today)
+        return cls(verdict=replace(verdict, findings=labelled), fixed=fixed, inputs=inputs, today=today)
+
+
+def _judge(verdict: Verdict, ended: Result) -> int:
+    if not verdict.trapped:
         return ended.status
     return TRAPPED if ended.status == 0 else TRAPPED_AND_FAILED
 
 
-def _accept(invocation: Invocation, set_trap: Trap, ended: Result, baseline: Path) -> int:
+def _accept(invocation: Invocation, set_trap: Trap, ended: Result, asked: _Asked) -> int:
     sys.stdout.flush()
+    baseline = asked.baseline
     if ended.status != 0:
         screen.note(f"The baseline '{baseline}' was not written: the command failed with status {ended.status}.")
         return ended.status
-    set_trap.accept()
+    before = set_trap.baseline.accepted
+    after = set_trap.accept(rebase=asked.rebase).accepted
     if not invocation.quiet:
-        added = [f"+ {package.item}" for package in set_trap.verdict.unexpected]
-        screen.note(f"Written: '{baseline}', {len(added)} added.", *added)
+        added, removed = sorted(after - before), sorted(before - after)
+        told = f"{len(added)} added" + (f", {len(removed)} removed" if removed else "")
+        screen.note(
+            f"Written: '{baseline}', {told}.", *(f"+ {item}" for item in added), *(f"- {item}" for item in removed)
+        )
     return 0
 
 
-def _accepting(box: str, baseline: Path, words: tuple[str, ...]) -> str:
-    return shlex.join(["vmimagemanager", "trap", box, "--baseline", str(baseline), "--accept", "--", *words])
+def _accepting(box: str, asked: _Asked, words: tuple[str, ...]) -> str:
+    policy = ["--policy", str(asked.policy)] if asked.policy else []
+    argv = ["vmimagemanager", "trap", box, "--baseline", str(asked.baseline), *policy, "--accept", "--", *words]
+    return shlex.join(argv)

@@ -1,4 +1,4 @@
-"""The trap around a block of work: packages before, packages after, and what the baseline says of the difference."""
+"""The trap around a block of work: the guest before, the guest after, and what is to be said of the difference."""
 
 from __future__ import annotations
 
@@ -7,32 +7,57 @@ from pathlib import Path
 
 from vmimagemanager.errors import TrappedError
 from vmimagemanager.guest.inventory import Inventory, take
+from vmimagemanager.trap import declared as declarations
 from vmimagemanager.trap.baseline import Baseline
+from vmimagemanager.trap.explain import Need
+from vmimagemanager.trap.policy import Policy
 from vmimagemanager.trap.verdict import Verdict, compare
 
 
 class Trap:
     """A trap that was set; its ``verdict`` is there once the block has ended."""
 
-    def __init__(self, path: Path, run: Callable[[str], bytes], *, missing_is_empty: bool = False) -> None:
-        self._path = path
+    def __init__(
+        self,
+        run: Callable[[str], bytes],
+        *,
+        baseline: Path,
+        policy: Path | None = None,
+        declared: tuple[Path, ...] = (),
+        missing_is_empty: bool = False,
+    ) -> None:
+        self._path = baseline
+        self._policy_path = policy
+        self._declared = declared
         self._run = run
         self._missing_is_empty = missing_is_empty
         self._baseline = Baseline()
+        self._policy = Policy()
+        self._needs: list[Need] | None = None
         self._before: Inventory | None = None
         self._verdict: Verdict | None = None
 
-    def begin(self) -> None:
-        """Read the baseline and take the first inventory; raise ConfigError or GuestError."""
+    def begin(self, *, rebase: bool = False) -> None:
+        """Read the files and take the first inventory; raise ConfigError or GuestError.
+
+        A baseline of another base is refused, unless it is to be written anew.
+        """
         if not (self._missing_is_empty and not self._path.exists()):
             self._baseline = Baseline.read(self._path)
+        if self._policy_path is not None:
+            self._policy = Policy.read(self._policy_path)
+        if self._declared:
+            self._needs = [need for path in self._declared for need in declarations.read(path)]
         self._before = take(self._run)
+        if not rebase:
+            self._baseline.require(self._before, source=self._path)
 
     def end(self) -> None:
         """Take the second inventory and compare."""
         if self._before is None:
             raise ValueError("the trap was not begun")
-        self._verdict = compare(self._before, take(self._run), self._baseline)
+        after = take(self._run, since=self._before.clock)
+        self._verdict = compare(self._before, after, self._baseline, policy=self._policy, needs=self._needs)
 
     @property
     def verdict(self) -> Verdict:
@@ -41,12 +66,19 @@ class Trap:
             raise ValueError("the verdict is there once the block has ended")
         return self._verdict
 
+    @property
+    def baseline(self) -> Baseline:
+        """The baseline as it was read."""
+        return self._baseline
+
     def check(self) -> None:
         """Raise TrappedError that names what the baseline does not accept, if there is anything."""
         if self.verdict.trapped:
-            items = ", ".join(package.item for package in self.verdict.unexpected)
+            items = ", ".join(dict.fromkeys(finding.item for finding in self.verdict.findings if finding.counts))
             raise TrappedError(f"The baseline '{self._path}' does not accept: {items}.")
 
-    def accept(self) -> None:
-        """Write the baseline so that it accepts what this block brought in."""
-        self._baseline.accepting(self.verdict).write(self._path)
+    def accept(self, *, rebase: bool = False) -> Baseline:
+        """Write the baseline so that it accepts what came in, with ``rebase`` nothing else; return it."""
+        made = Baseline.of(self.verdict) if rebase else self._baseline.accepting(self.verdict)
+        made.write(self._path)
+        return made

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
 
 from vmimagemanager.guest.inventory import Inventory, Package
-from vmimagemanager.trap.baseline import Baseline
+from vmimagemanager.trap import facts
+from vmimagemanager.trap.baseline import Baseline, fingerprint
+from vmimagemanager.trap.explain import Explanation, Need, Reason, explain, orphans
+from vmimagemanager.trap.finding import Finding, Rule, Severity
+from vmimagemanager.trap.policy import Policy, Versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,10 +25,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The packages that are new, and accepted or not; what else differs is information.
+    """The packages that are new, and accepted or not; what else differs; and every finding, with its severity.
 
     ``stale`` are the items of the baseline that nothing new matched: left over, or accepted for another command.  All
-    are sorted by manager, name and architecture.
+    are sorted by manager, name and architecture.  ``base`` is the fingerprint of the guest before.
     """
 
     unexpected: tuple[Package, ...]
@@ -31,29 +36,162 @@ class Verdict:
     gone: tuple[Package, ...]
     changed: tuple[Change, ...]
     stale: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
+    base: str = field(default="", compare=False)
+    before: Inventory = field(default=Inventory(frozenset()), repr=False, compare=False)
+    after: Inventory = field(default=Inventory(frozenset()), repr=False, compare=False)
 
     @property
     def trapped(self) -> bool:
-        """Whether a package is new that nobody accepted."""
-        return bool(self.unexpected)
+        """Whether there is an error that neither the baseline accepts nor the policy excepts."""
+        return any(finding.counts for finding in self.findings)
+
+    @property
+    def open_items(self) -> frozenset[str]:
+        """What a baseline has to accept so that nothing is trapped, or warned of, but what is undeclared."""
+        return frozenset(
+            finding.item
+            for finding in self.findings
+            if finding.rule in _ACCEPTABLE and not finding.accepted and not finding.excepted
+            if finding.rule is Rule.NEW or finding.severity is not Severity.INFO
+        )
+
+    @property
+    def accepted_items(self) -> frozenset[str]:
+        """What the baseline accepted of what is new."""
+        return frozenset(finding.item for finding in self.findings if finding.rule in _ACCEPTABLE and finding.accepted)
 
 
-def compare(before: Inventory, after: Inventory, baseline: Baseline) -> Verdict:
-    """Return what differs between two inventories of one guest, judged by a baseline."""
-    new, accepted = after - before, baseline.accepted
+def compare(
+    before: Inventory,
+    after: Inventory,
+    baseline: Baseline,
+    *,
+    policy: Policy | None = None,
+    needs: Sequence[Need] | None = None,
+    today: date | None = None,
+) -> Verdict:
+    """Return what differs between two inventories of one guest, judged by a baseline and a policy.
+
+    ``needs`` is what is declared; without it nothing is reported as undeclared.
+    """
+    policy = Policy() if policy is None else policy
+    new = [package for package in (after - before).packages if not package.owner]
+    gone = _sorted(package for package in (before - after).packages if not package.owner)
+    changed = _changes(before, after)
+    explanations = explain(before, after, new, needs)
+    found = [
+        *_about_new(new, explanations, baseline, policy),
+        *_about_versions(changed, new, baseline, policy),
+        *(
+            Finding(rule=Rule.GONE, item=one.item, severity=policy.severities[Rule.GONE], detail=one.version)
+            for one in gone
+        ),
+        *(_about_orphans(before, after, policy) if gone or changed else ()),
+        *facts.findings(before, after, baseline.accepted, policy),
+    ]
+    if needs is not None:
+        found += _about_undeclared(new, explanations, policy)
+    findings = policy.judged(_merged(found), today or datetime.now(UTC).date())
+    excepted = {finding.item for finding in findings if finding.rule is Rule.NEW and finding.excepted}
+    seen = {finding.item for finding in findings if finding.accepted}
     return Verdict(
-        unexpected=_sorted(package for package in new.packages if package.item not in accepted),
-        accepted=_sorted(package for package in new.packages if package.item in accepted),
-        gone=_sorted((before - after).packages),
-        changed=_changes(before, after),
-        stale=tuple(sorted(accepted - new.items)),
+        unexpected=_sorted(one for one in new if one.item not in baseline.accepted and one.item not in excepted),
+        accepted=_sorted(one for one in new if one.item in baseline.accepted),
+        gone=gone,
+        changed=changed,
+        stale=tuple(sorted(baseline.accepted - seen - {package.item for package in new})),
+        findings=tuple(sorted(findings, key=lambda finding: (finding.rule, finding.item, finding.detail))),
+        base=fingerprint(before),
+        before=before,
+        after=after,
     )
+
+
+_ACCEPTABLE = frozenset(Rule) - {
+    Rule.UNDECLARED,
+    Rule.GONE,
+    Rule.VERSION,
+    Rule.ORPHANED,
+    Rule.EXPIRED,
+    Rule.UNUSED,
+}
+
+
+def _merged(findings: Iterable[Finding]) -> list[Finding]:
+    """Tell an item once, in however many versions and places a rule has found it."""
+    found: dict[tuple[Rule, str], Finding] = {}
+    for finding in sorted(findings, key=lambda finding: finding.detail):
+        known = found.get((finding.rule, finding.item))
+        several = known is not None and known.detail != finding.detail
+        found[finding.rule, finding.item] = (
+            replace(known, detail=f"{known.detail} and {finding.detail}") if known is not None and several else finding
+        )
+    return list(found.values())
+
+
+def _about_new(
+    new: Iterable[Package], explanations: dict[Package, Explanation], baseline: Baseline, policy: Policy
+) -> Iterable[Finding]:
+    for package in new:
+        yield Finding(
+            rule=Rule.NEW,
+            item=package.item,
+            severity=policy.severities[Rule.NEW],
+            detail=package.version,
+            explanation=explanations[package],
+            accepted=package.item in baseline.accepted,
+        )
+
+
+def _about_undeclared(
+    new: Iterable[Package], explanations: dict[Package, Explanation], policy: Policy
+) -> Iterable[Finding]:
+    for package in new:
+        told = explanations[package]
+        if told.reason is Reason.UNDECLARED and told.is_root:
+            severity = policy.severities[Rule.UNDECLARED]
+            yield Finding(
+                rule=Rule.UNDECLARED, item=package.item, severity=severity, detail=package.version, explanation=told
+            )
+
+
+def _about_versions(
+    changed: Iterable[Change], new: Iterable[Package], baseline: Baseline, policy: Policy
+) -> Iterable[Finding]:
+    """Tell what was updated, and what is accepted but has another version than the baseline recorded."""
+    severity = policy.severities[Rule.VERSION]
+    for change in changed:
+        detail = f"{' and '.join(change.before)} → {' and '.join(change.after)}"
+        yield Finding(rule=Rule.VERSION, item=change.package.item, severity=severity, detail=detail)
+    if policy.versions is Versions.IGNORE:
+        return
+    exact = policy.versions is Versions.EXACT
+    for package in new:
+        recorded = baseline.versions.get(package.item, package.version)
+        if package.item in baseline.accepted and recorded != package.version:
+            yield Finding(
+                rule=Rule.VERSION,
+                item=package.item,
+                severity=policy.severities[Rule.NEW] if exact else severity,
+                detail=f"{recorded} in the baseline, {package.version} now",
+            )
+
+
+def _about_orphans(before: Inventory, after: Inventory, policy: Policy) -> Iterable[Finding]:
+    earlier = {package.item for package in orphans(before)}
+    for package in orphans(after):
+        if package.item not in earlier:
+            severity = policy.severities[Rule.ORPHANED]
+            yield Finding(rule=Rule.ORPHANED, item=package.item, severity=severity, detail=package.version)
 
 
 def _changes(before: Inventory, after: Inventory) -> tuple[Change, ...]:
     olds, news = _by_item(before), _by_item(after)
     changes = []
     for item in olds.keys() & news.keys():
+        if olds[item] == news[item]:
+            continue
         old, new = _versions(olds[item]), _versions(news[item])
         if old != new:
             changes.append(Change(package=max(news[item], key=_order), before=old, after=new))
@@ -63,7 +201,8 @@ def _changes(before: Inventory, after: Inventory) -> tuple[Change, ...]:
 def _by_item(inventory: Inventory) -> dict[str, list[Package]]:
     found: dict[str, list[Package]] = {}
     for package in inventory.packages:
-        found.setdefault(package.item, []).append(package)
+        if not package.owner:
+            found.setdefault(package.item, []).append(package)
     return found
 
 
@@ -75,5 +214,5 @@ def _sorted(packages: Iterable[Package]) -> tuple[Package, ...]:
     return tuple(sorted(packages, key=_order))
 
 
-def _order(package: Package) -> tuple[str, str, str, str]:
-    return package.manager, package.name, package.architecture, package.version
+def _order(package: Package) -> tuple[str, str, str, str, str]:
+    return package.manager, package.name, package.place, package.architecture, package.version

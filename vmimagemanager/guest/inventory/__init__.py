@@ -1,26 +1,38 @@
-"""What is installed in a guest, asked in one round trip.
+"""What is in a guest, asked in one round trip.
 
-The probe is a POSIX sh script for the standard input of one ``sh -s``.  It writes sections, each begun by 0x1E and its
-name, and ends with a marker that names the commands that failed.  Without the marker nothing is concluded: an inventory
-that was cut off would look as if packages had been removed.
+The probe is a POSIX sh script for the standard input of one ``sh -s``.  It needs no file of its own in the guest, nor
+any program but the shell for what the guest's package manager can say; what else is missing (find, awk, getcap)
+is told, and never taken for nothing.  The guest only reads and lists: everything is understood here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Iterable
+from enum import Enum
 from typing import Protocol
 
 from vmimagemanager.errors import GuestError
-from vmimagemanager.guest.inventory import dpkg, rpm
-from vmimagemanager.guest.inventory.packages import Inventory, Package
+from vmimagemanager.guest.inventory import apk, dpkg, files, languages, pacman, rpm, system, units
+from vmimagemanager.guest.inventory.answer import Answer, read
+from vmimagemanager.guest.inventory.packages import Clause, Fact, Inventory, Kind, Package, System
 
-__all__ = ["PROBE", "Inventory", "Package", "Run", "parse", "take"]
+__all__ = ["Clause", "Fact", "Inventory", "Kind", "Package", "Run", "Scope", "System", "parse", "script", "take"]
+
+EVER = 0
 
 
 class Run(Protocol):
     """Runs a POSIX sh script in the guest, as ``sh -s`` does from its standard input, and returns what it wrote."""
 
     def __call__(self, script: str, /) -> bytes: ...
+
+
+class Scope(Enum):
+    """How much to look at: the package managers' databases alone, or everything."""
+
+    PACKAGES = "packages"
+    WHOLE = "whole"
 
 
 class Manager(Protocol):
@@ -30,69 +42,106 @@ class Manager(Protocol):
     def NAME(self) -> str: ...  # noqa: N802 - the name of a module's constant
     @property
     def PROBE(self) -> str: ...  # noqa: N802
-    def parse(self, sections: Mapping[str, str], /) -> Iterable[Package]: ...
+    @property
+    def FILES_PROBE(self) -> str: ...  # noqa: N802
+    def parse(self, answer: Answer, /) -> Iterable[Package]: ...
+    def owners(self, answer: Answer, /) -> dict[bytes, str]: ...
 
 
-MANAGERS: tuple[Manager, ...] = (dpkg, rpm)
+MANAGERS: tuple[Manager, ...] = (dpkg, rpm, apk, pacman)
 
 # The shell has read the function whole before it calls it, so that nothing in it can eat the rest of the script.
-PROBE = rf"""
+_FRAME = r"""
 main() {{
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C TZ=UTC
 export PATH LC_ALL TZ
-unset DPKG_ROOT DPKG_ADMINDIR RPM_CONFIGDIR COLUMNS POSIXLY_CORRECT
-failed=
+unset DPKG_ROOT DPKG_ADMINDIR RPM_CONFIGDIR COLUMNS POSIXLY_CORRECT GREP_OPTIONS SYSTEMD_COLORS GZIP
+mark={mark} since={since}
 section() {{
-    title=$1
+    printf '\036%s %s\n' "$mark" "$1"
     shift
-    printf '\036%s\n' "$title"
-    "$@" || failed="$failed $title:$?"
+    "$@"
+    printf '\036%s=%s\n' "$mark" "$?"
 }}
-{"".join(manager.PROBE for manager in MANAGERS)}
-printf '\036end%s\n' "$failed"
+show() {{
+    while IFS= read -r line || [ "$line" ]; do
+        printf '%s\n' "$line"
+    done <"$1"
 }}
-main </dev/null
+have() {{
+    command -v "$1" >/dev/null 2>&1
+}}
+{body}
+printf '\036%s.\n' "$mark"
+}}
+if command -v gzip >/dev/null 2>&1; then main </dev/null | gzip -1; else main </dev/null; fi
 """
 
 
-def take(run: Run) -> Inventory:
-    """Return the packages that are in the guest now.
+def take(run: Run, scope: Scope = Scope.WHOLE, *, since: int | None = None) -> Inventory:
+    """Return what is in the guest now.
 
-    Raises GuestError when the answer was cut off, when a package manager failed, or when the guest has none that is
-    known.  Nothing is changed in the guest.
+    Files of packages that have changed since the second ``since`` of the guest's clock (`Inventory.clock`, or `EVER`)
+    are compared with what their packages brought; without it they are not.  Raises GuestError when the answer was cut
+    off, when a package manager failed, or when the guest has none that is known.  Nothing is changed in the guest.
     """
-    return parse(run(PROBE))
+    mark = secrets.token_hex(16)
+    return parse(run(script(mark, scope, since=since)), mark)
 
 
-def parse(answer: bytes) -> Inventory:
-    """Return the packages that an answer of `PROBE` lists; raise GuestError as `take` does."""
-    sections = _sections(answer.decode("utf-8", "replace"))
-    present = [manager for manager in MANAGERS if manager.NAME in sections]
+def script(mark: str, scope: Scope = Scope.WHOLE, *, since: int | None = None) -> str:
+    """Return the probe, whose sections are told apart by ``mark``: letters and digits that nobody can guess."""
+    parts = [manager.PROBE for manager in MANAGERS]
+    if scope is Scope.WHOLE:
+        parts += [manager.FILES_PROBE for manager in MANAGERS]
+        parts += [files.PROBE, files.CHANGED_PROBE, languages.PROBE, system.PROBE]
+    return _FRAME.format(mark=mark, since="" if since is None else int(since), body="".join(parts))
+
+
+def parse(answer: bytes, mark: str) -> Inventory:
+    """Return the inventory that an answer to `script` holds; raise GuestError as `take` does."""
+    found = read(answer, mark)
+    present = [manager for manager in MANAGERS if manager.NAME in found]
     if not present:
-        known = " or ".join(manager.NAME for manager in MANAGERS)
+        known = ", ".join(manager.NAME for manager in MANAGERS)
         raise GuestError(f"The guest has no package database that is known: expected one of {known}.")
-    packages = frozenset(package for manager in present for package in manager.parse(sections))
+    for section in _REQUIRED:
+        found.require(section)
+    packages = {package for manager in present for package in manager.parse(found)}
     if not packages:  # rpm may end with status 0 although it could not read its database
         raise GuestError(f"The guest's package database lists nothing at all: {present[0].NAME} cannot read it.")
-    return Inventory(packages)
+    if "clock" not in found:
+        return Inventory(frozenset(packages), unknown=dict.fromkeys(Kind, "only packages were looked at"))
+    return _whole(found, packages, mark)
 
 
-def _sections(text: str) -> dict[str, str]:
-    """Split an answer; what a login script wrote before the first section or after the end is not ours."""
-    parts = text.split("\036")[1:]
-    sections = {name: body for name, _, body in (part.partition("\n") for part in parts)}
-    last, newline, _ = parts[-1].partition("\n") if parts else ("", "", "")
-    word, *failed = last.split(" ")
-    if word != "end" or not newline:
-        raise GuestError(
-            "The list of the guest's packages was cut off: its end is missing.",
-            hint="Try again; 'vmimagemanager console' shows whether the guest is still well.",
-            detail=text[-200:],
-        )
-    if failed:
-        raise GuestError(f"The guest's packages could not be listed: {_failures(failed)}.")
-    return sections
+_REQUIRED = (
+    *("dpkg", "dpkg-automatic", "dpkg-files", "rpm", "rpm-architecture", "rpm-files"),
+    *("apk", "apk-world", "pacman", "users", "groups", "repositories", "keys"),
+)
+_NO_FIND = "the guest has no find that can be used"
 
 
-def _failures(failed: Iterable[str]) -> str:
-    return ", ".join("the query '{}' ended with status {}".format(*failure.split(":")) for failure in failed)
+def _whole(found: Answer, packages: set[Package], mark: str) -> Inventory:
+    owners = {path: item for manager in MANAGERS for path, item in manager.owners(found).items()}
+    walk = files.parse(found, owners, mark)
+    facts = {*system.facts(found), *files.capabilities(found, walk)}
+    unknown = system.unknown(found)
+    if walk is None:
+        unknown |= dict.fromkeys((Kind.FILE, Kind.SETUID, Kind.ALTERNATIVE, Kind.UNIT), _NO_FIND)
+    else:
+        facts |= {*files.facts(walk), *units.facts(walk)}
+    if walk is not None and "changed" in found:
+        facts |= {*files.modified(found, walk)}
+    else:
+        unknown[Kind.MODIFIED] = "it was not asked for, or the guest has no dpkg, awk or md5sum"
+    if "capabilities" not in found:
+        unknown[Kind.CAPABILITY] = "the guest has no getcap"
+    return Inventory(
+        frozenset({*packages, *languages.parse(found, walk)}),
+        frozenset(fact for fact in facts if fact.kind not in unknown),
+        system.system(found),
+        unknown,
+        system.clock(found),
+        system.archive(found),
+    )

@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 
 from vmimagemanager.errors import GuestError
-from vmimagemanager.guest.inventory.packages import Package
+from vmimagemanager.guest.inventory.answer import Answer
+from vmimagemanager.guest.inventory.packages import Clause, Package
 
 NAME = "dpkg"
 
 PROBE = r"""
-if command -v dpkg-query >/dev/null && [ -e /var/lib/dpkg/status ]; then
-    section dpkg dpkg-query -W -f '${Status}\t${Package}\t${Architecture}\t${Version}\n'
-    section dpkg-architecture dpkg --print-architecture
+if have dpkg-query && [ -e /var/lib/dpkg/status ]; then
+    set -- '${Status}\t${Package}\t${Architecture}\t${Version}\t${source:Package}\t${Essential}\t'
+    section dpkg dpkg-query -W -f "$1"'${Pre-Depends}\t${Depends}\t${Recommends}\t${Provides}\n'
     if [ -e /var/lib/apt/extended_states ]; then
         section dpkg-automatic cat /var/lib/apt/extended_states
     elif [ -d /var/lib/apt ]; then
@@ -24,17 +26,29 @@ if command -v dpkg-query >/dev/null && [ -e /var/lib/dpkg/status ]; then
 fi
 """
 
+# The list of a package's files begins with '/.': so the lists can be told apart, in the order of their names.
+FILES_PROBE = r"""
+if have dpkg-query && [ -e /var/lib/dpkg/status ]; then
+    set -- /var/lib/dpkg/info/*.list
+    section dpkg-lists printf '%s\n' "$@"
+    section dpkg-files cat "$@"
+    set --
+    [ ! -e /var/lib/dpkg/diversions ] || section dpkg-diversions cat /var/lib/dpkg/diversions
+fi
+"""
+
 # What is half-way in has its files in the guest and must not slip through; dpkg(1) names the states.
 _ABSENT = ("not-installed", "config-files")
+_NAME = re.compile(r"[^\s:(\[<]+")
 
 
-def parse(sections: Mapping[str, str]) -> Iterator[Package]:
+def parse(answer: Answer) -> Iterator[Package]:
     """Yield the packages that are in the guest; raise GuestError for a line that dpkg-query does not write."""
-    native = sections.get("dpkg-architecture", "").strip()
-    automatic = _automatic(sections["dpkg-automatic"]) if "dpkg-automatic" in sections else None
-    for line in sections[NAME].splitlines():
+    native = _native(answer)
+    automatic = _automatic(answer.text("dpkg-automatic")) if "dpkg-automatic" in answer else None
+    for line in answer.lines(NAME):
         try:
-            status, name, architecture, version = line.split("\t")
+            status, name, architecture, version, source, essential, first, then, recommends, provides = line.split("\t")
             _, _, state = status.split(" ")
         except ValueError as error:
             raise GuestError(f"dpkg-query wrote a line in the guest that is not understood: {line!r}.") from error
@@ -47,7 +61,48 @@ def parse(sections: Mapping[str, str]) -> Iterator[Package]:
                 # apt notes a package of architecture 'all' under the native one.
                 automatic=None if automatic is None else (name, _or_native(architecture, native)) in automatic,
                 foreign=_or_native(architecture, native) != native,
+                source=source,
+                essential=essential == "yes",
+                depends=clauses(first) + clauses(then),
+                recommends=clauses(recommends),
+                provides=tuple(alternative for clause in clauses(provides) for alternative in clause),
             )
+
+
+def clauses(relation: str) -> tuple[Clause, ...]:
+    """Read a relation of deb-control(5): names alone, without versions, architectures and profiles."""
+    found = []
+    for clause in relation.split(","):
+        names = (_NAME.match(alternative.strip()) for alternative in clause.split("|"))
+        alternatives = tuple(name[0] for name in names if name)
+        if alternatives:
+            found.append(alternatives)
+    return tuple(found)
+
+
+def owners(answer: Answer) -> dict[bytes, str]:
+    """Return the paths that packages own with the package's item, which is empty where it cannot be told."""
+    lists = answer.raw("dpkg-lists").split(b"\n")[:-1]
+    names = [path.rpartition(b"/")[2].removesuffix(b".list").decode("utf-8", "replace") for path in lists]
+    parts = re.split(rb"(?m)^/\.\n", answer.raw("dpkg-files"))
+    told = len(parts) == len(names) + 1 and not parts[0]
+    native = _native(answer)
+    found: dict[bytes, str] = {}
+    for number, part in enumerate(parts[1:] if told else parts):
+        name, _, architecture = names[number].partition(":") if told else ("", "", "")
+        item = f"{NAME}:{name}" + (f":{architecture}" if architecture not in ("", native) else "") if name else ""
+        found.update(dict.fromkeys(part.split(b"\n"), item))
+    diversions = answer.raw("dpkg-diversions").split(b"\n")
+    for _, diverted in zip(diversions[::3], diversions[1::3], strict=False):
+        found.setdefault(diverted, "")
+    found.pop(b"", None)
+    return found
+
+
+def _native(answer: Answer) -> str:
+    """Return the guest's own architecture: that of dpkg itself, as dpkg --print-architecture says it."""
+    found = re.search(r"(?m)^[^\t]* installed\tdpkg\t([^\t]+)\t", answer.text(NAME))
+    return found[1] if found else ""
 
 
 def _or_native(architecture: str, native: str) -> str:
