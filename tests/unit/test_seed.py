@@ -90,5 +90,5 @@ def test_a_manifest_keeps_the_kind_of_seed_and_refuses_another(tmp_path: Path) -
     assert store.add("plain", disk, disk_format="raw").seed == ""
     path = tmp_path / "state" / "images" / "cloud" / "1" / manifest.FILE
     path.write_text(path.read_text().replace('"nocloud"', '"other"'))
-    with pytest.raises(StateError, match="is none of"):
+    with pytest.raises(StateError, match="'seed' is 'other': expected"):
         store.get("cloud")
