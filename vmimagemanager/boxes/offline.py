@@ -202,7 +202,8 @@ def kit(site: Site, record: BoxRecord) -> Kit:
     for image in images:
         root = appliance.root_device(image.command_line)
         packages = {"tar", "e2fsprogs", "dash"} <= image.packages.keys() or not image.packages
-        if root is None or image.kernel is None or image.initrd is None or not packages or not image.disk.exists():
+        whole = packages and image.disk_format == "qcow2" and image.disk.exists()
+        if root is None or image.kernel is None or image.initrd is None or not whole:
             continue
         chosen = accelerator.choose(site.configuration.host.accelerator.value, site.state.cache).accelerator
         host = site.hypervisor.host
