@@ -34,12 +34,22 @@ class Member(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Member:
+        return cls._sound(buf, lambda: super(Member, cls).frombuf(buf, encoding, errors))
+
+    @classmethod
+    def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, **options: bool) -> Member:
+        # A Python with the corrections of 2025 asks this one.
+        parse = super()._frombuf  # type: ignore[misc]  # tarfile's own
+        return cls._sound(buf, lambda: parse(buf, encoding, errors, **options))
+
+    @staticmethod
+    def _sound(buf: bytes | bytearray, parse: Callable[[], Member]) -> Member:
         if len(buf) < BLOCK:
             raise TransferError("The archive ends before its end.")
         if not any(buf):
             raise tarfile.EOFHeaderError("end of file header")  # type: ignore[attr-defined]  # tarfile's own
         with translated():
-            found = super().frombuf(buf, encoding, errors)
+            found = parse()
         if found.type in _EXTENDED | _LONG_NAMES and not 0 <= found.size <= _LONGEST_HEADER:
             raise TransferError(f"The archive is refused: it has a header of {found.size} bytes.")
         return found
