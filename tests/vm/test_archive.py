@@ -220,7 +220,7 @@ def test_a_disk_that_names_a_file_of_the_host_is_refused_and_nothing_is_left(
     )
     packed(file, about, members)
     for trust in (False, True):
-        with pytest.raises(ImageError, match="has a backing file, which is not followed"):
+        with pytest.raises(ImageError, match="has a backing file; other files are not followed"):
             there.import_snapshot(file, name=new_name(), trust=trust)
         assert nothing_is_left(there)
 

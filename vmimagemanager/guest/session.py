@@ -128,7 +128,7 @@ class Session:
         awaited = f"'{line[:80]}' to end in the guest"
         kept: tuple[list[bytes], list[bytes]] = ([], [])
         with self._lost_connection_translated(), self._channel() as channel:
-            self._request(channel.exec_command, os.fsencode(line), deadline, awaited)
+            self._request(channel, os.fsencode(line), deadline, awaited)
             feeder = _Feeder(channel, stdin)
             readers = [
                 _Reader(channel, channel.recv, stdout or kept[0].append),
@@ -186,8 +186,8 @@ class Session:
     def _channel(self) -> paramiko.Channel:
         return self._transport.open_session(timeout=Deadline(_ANSWER).remaining)
 
-    def _request(self, request: Callable[[bytes], None], argument: bytes, deadline: Deadline, awaited: str) -> None:
-        """Make a request of a channel, whose answer paramiko would wait for without an end."""
+    def _request(self, channel: paramiko.Channel, line: bytes, deadline: Deadline, awaited: str) -> None:
+        """Have a line run, for the answer to which paramiko would wait without an end."""
         answer = Deadline(_ANSWER)
         if deadline.remaining < answer.remaining:
             answer = deadline
@@ -195,11 +195,13 @@ class Session:
         watchdog.daemon = True
         watchdog.start()
         try:
-            request(argument)
+            channel.exec_command(line)
         except _CONNECTION_LOST as error:
             if answer.expired:
                 raise answer.error(awaited) from error
-            raise
+            # Of a program that ended at once paramiko may see the channel's end before it looks at the answer.
+            if channel.exit_status < 0:
+                raise
         finally:
             watchdog.cancel()
 
@@ -274,7 +276,9 @@ class _Reader(threading.Thread):
 
 
 def _lost(error: Exception) -> GuestUnreachableError:
-    return GuestUnreachableError(f"The SSH connection to the guest failed: {str(error) or type(error).__name__}.")
+    return GuestUnreachableError(
+        f"The SSH connection to the guest failed: {str(error).rstrip('.') or type(error).__name__}."
+    )
 
 
 def _transport(access: Access, key: paramiko.PKey, seconds: float) -> paramiko.Transport:

@@ -6,11 +6,12 @@ All of it is asked before anything is stopped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from vmimagemanager import disks
 from vmimagemanager.config import Engine
-from vmimagemanager.errors import SnapshotError, StateError
+from vmimagemanager.errors import ConfigError, SnapshotError, StateError
 from vmimagemanager.hypervisor import launch
 from vmimagemanager.hypervisor.connection import Hypervisor
 from vmimagemanager.hypervisor.domainxml import DomainXml
@@ -25,11 +26,14 @@ def require_whole(folder: BoxFolder, manifest: Manifest) -> None:
     snapshot = folder.snapshot(manifest.name)
     _require_files(folder, snapshot, manifest)
     if manifest.engine is Engine.DISK:
+        with suppress(ConfigError):  # a disk alone is booted by the box's own definition
+            _require_seed(folder, snapshot, manifest)
         return
     altered = seal.broken(snapshot, manifest.seals)
     if altered:
         address = Address(folder.name, manifest.name)
         raise SnapshotError(f"The snapshot '{address}' was altered: {' '.join(altered)}", hint=_disk_hint(address))
+    _require_seed(folder, snapshot, manifest)
 
 
 def require_platform(hypervisor: Hypervisor, folder: BoxFolder, manifest: Manifest) -> None:
@@ -62,20 +66,28 @@ def _require_files(folder: BoxFolder, snapshot: SnapshotFolder, manifest: Manife
     """Raise StateError that names the file which a snapshot lacks, if it lacks one."""
     frozen = [folder.layer(manifest.layer, disk) for disk in manifest.disks]
     needed: Sequence[Path] = [*frozen, snapshot.definition]
-    if snapshot.definition.exists() and (seed := DomainXml.read(snapshot.definition).seed) is not None:
-        needed = [*needed, seed]
     if manifest.engine is Engine.LIVE:
         needed = [*needed, snapshot.ram, snapshot.device_state]
     elif manifest.engine is Engine.SAVED:
         needed = [*needed, snapshot.saved]
     for path in needed:
-        if not path.exists():
-            raise StateError(
-                f"The snapshot '{manifest.name}' of '{folder.name}' is damaged: '{path}' is missing.",
-                hint=f"vmimagemanager snapshot-remove {folder.name}@{manifest.name}",
-            )
+        _require(path, folder, manifest)
     if any(disks.detect_format(layer) is None for layer in frozen):
         raise StateError(
             f"The snapshot '{manifest.name}' of '{folder.name}' is damaged: its disk is not a qcow2 image any more.",
+            hint=f"vmimagemanager snapshot-remove {folder.name}@{manifest.name}",
+        )
+
+
+def _require_seed(folder: BoxFolder, snapshot: SnapshotFolder, manifest: Manifest) -> None:
+    seed = DomainXml.read(snapshot.definition).seed
+    if seed is not None:
+        _require(seed, folder, manifest)
+
+
+def _require(path: Path, folder: BoxFolder, manifest: Manifest) -> None:
+    if not path.exists():
+        raise StateError(
+            f"The snapshot '{manifest.name}' of '{folder.name}' is damaged: '{path}' is missing.",
             hint=f"vmimagemanager snapshot-remove {folder.name}@{manifest.name}",
         )
