@@ -49,7 +49,8 @@ def test_a_seed_is_a_small_file_system_labelled_cidata_for_its_owner_alone(tmp_p
     assert content[0x8001:0x8006] == b"CD001"
     assert content[0x8028:0x8048] == b"cidata".ljust(32)  # the volume's identifier: ECMA-119, 8.4.7
     assert files(path) == SEED.files()
-    found = process.run(["blkid", "-o", "value", "-s", "LABEL", path]).stdout
+    blkid = process.require("blkid", package="util-linux")
+    found = process.run([blkid, "-o", "value", "-s", "LABEL", path]).stdout
     assert found == b"cidata\n"
 
 
