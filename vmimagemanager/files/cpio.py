@@ -28,14 +28,6 @@ _TRAILER = "TRAILER!!!"
 _MOST = 0xFFFFFFFF
 _LONGEST_NAME = 1 << 16
 _LONGEST_ATTRIBUTES = 4 << 20
-_KINDS = {
-    tarfile.DIRTYPE: stat.S_IFDIR,
-    tarfile.SYMTYPE: stat.S_IFLNK,
-    tarfile.CHRTYPE: stat.S_IFCHR,
-    tarfile.BLKTYPE: stat.S_IFBLK,
-    tarfile.FIFOTYPE: stat.S_IFIFO,
-}
-_TYPES = {kind: number for number, kind in _KINDS.items()}
 
 Write = Callable[[bytes], object]
 
@@ -119,7 +111,7 @@ def _write_member(
             )
         )
         write(text + bytes(-len(text) % 4))
-    kind = _KINDS.get(member.type, stat.S_IFREG)
+    kind = tar.KINDS.get(member.type, stat.S_IFREG)
     device = (member.devmajor, member.devminor) if member.ischr() or member.isblk() else (0, 0)
     numbered = kind == stat.S_IFREG and (size > 0 or member.islnk())
     if kind == stat.S_IFREG and not member.islnk():
@@ -157,8 +149,8 @@ def _send_member(
     if kind == stat.S_IFLNK:
         member.type, member.linkname = tarfile.SYMTYPE, os.fsdecode(_exactly(stream, head.size))
         _exactly(stream, -head.size % 4)
-    elif kind in _TYPES:
-        member.type = _TYPES[kind]
+    elif kind in tar.TYPES:
+        member.type = tar.TYPES[kind]
         member.devmajor, member.devminor = head.device
     elif kind != stat.S_IFREG:
         raise TransferError(f"The archive is damaged: '{tar.shown(head.name)}' is of no kind.")
@@ -180,7 +172,7 @@ def _extents(said: dict[str, object], size: int) -> list[tuple[int, int]] | None
     if extents is None:
         return None
     try:
-        found = [(int(offset), int(length)) for offset, length in extents]  # type: ignore[attr-defined]
+        found = [(int(offset), int(length)) for offset, length in extents]  # type: ignore[attr-defined]  # TypeError
     except (TypeError, ValueError) as error:
         raise TransferError("The archive is damaged: its holes make no sense.") from error
     at = 0

@@ -52,7 +52,7 @@ def keep(stream: BinaryIO, kind: Format, target: Path, told: Told) -> None:
                         tar.copy_whole(counted, file.write)
                 case Format.CPIO_BZ2:
                     with bz2.BZ2File(raw, "wb") as file2:
-                        cpio.from_tar(counted, file2.write)  # type: ignore[arg-type]
+                        cpio.from_tar(counted, file2.write)  # type: ignore[arg-type]  # typed as a buffer
 
 
 def send(source: Path, kind: Format, stream: BinaryIO) -> None:

@@ -7,6 +7,7 @@ chains of them by recursion: both have limits here, and whatever is wrong with a
 from __future__ import annotations
 
 import math
+import stat
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,15 @@ _LONGEST_HEADER = 1 << 20
 _EXTENDED = frozenset({tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE})
 _LONG_NAMES = frozenset({tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK})
 _CHUNK = 1 << 18
+# Types of members that are neither files nor hard links, and what a mode (inode(7)) says of them.
+KINDS = {
+    tarfile.DIRTYPE: stat.S_IFDIR,
+    tarfile.SYMTYPE: stat.S_IFLNK,
+    tarfile.CHRTYPE: stat.S_IFCHR,
+    tarfile.BLKTYPE: stat.S_IFBLK,
+    tarfile.FIFOTYPE: stat.S_IFIFO,
+}
+TYPES = {kind: number for number, kind in KINDS.items()}
 _MOST, _LARGEST = (1 << 32) - 1, 1 << 62
 # What tarfile makes of the rest of a member's headers, and what is made anew when it is written again.
 _MADE_ANEW = ("path", "linkpath", "size", "hdrcharset", "uid", "gid", "uname", "gname", "atime", "ctime")

@@ -23,14 +23,6 @@ from vmimagemanager.files.unpack import checked
 
 STAT = "user.rsync.%stat"
 _XATTR, _OURS = "user.rsync.", "user.vmimagemanager."
-_KINDS = {
-    tarfile.DIRTYPE: stat.S_IFDIR,
-    tarfile.SYMTYPE: stat.S_IFLNK,
-    tarfile.CHRTYPE: stat.S_IFCHR,
-    tarfile.BLKTYPE: stat.S_IFBLK,
-    tarfile.FIFOTYPE: stat.S_IFIFO,
-}
-_TYPES = {kind: number for number, kind in _KINDS.items()}
 
 Write = Callable[[bytes], object]
 
@@ -117,7 +109,7 @@ def _write(path: Path, member: tarfile.TarInfo, reader: tar.Reader) -> None:
 
 def _note(path: Path, member: tarfile.TarInfo) -> None:
     device = (member.devmajor, member.devminor) if member.ischr() or member.isblk() else (0, 0)
-    mode = _KINDS.get(member.type, stat.S_IFREG) | stat.S_IMODE(member.mode)
+    mode = tar.KINDS.get(member.type, stat.S_IFREG) | stat.S_IMODE(member.mode)
     text = f"{mode:o} {device[0]},{device[1]} {member.uid}:{member.gid}"
     os.setxattr(path, STAT, text.encode())
     for key, value in tar.attributes(member).items():
@@ -158,7 +150,7 @@ def _member(path: Path, name: str) -> tarfile.TarInfo:
     except (OSError, ValueError) as error:
         raise TransferError(f"The tree is damaged: '{path}' has not the attribute '{STAT}'.") from error
     kind = stat.S_IFMT(mode)
-    member.type = _TYPES.get(kind, tarfile.REGTYPE)
+    member.type = tar.TYPES.get(kind, tarfile.REGTYPE)
     member.mode = stat.S_IMODE(mode)
     if member.isdir() != stat.S_ISDIR(status.st_mode) or not (member.isdir() or stat.S_ISREG(status.st_mode)):
         raise TransferError(f"The tree is damaged: '{path}' is not what its attribute '{STAT}' says.")

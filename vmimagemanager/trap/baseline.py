@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, cast
 from vmimagemanager import durable, records
 from vmimagemanager.config import schema
 from vmimagemanager.config.schema import Spot
-from vmimagemanager.errors import ConfigError, StateError
+from vmimagemanager.errors import ConfigError
 from vmimagemanager.guest.inventory import Inventory, Kind
 from vmimagemanager.names import printable
+from vmimagemanager.trap import document
 
 if TYPE_CHECKING:
     from vmimagemanager.trap.verdict import Verdict
@@ -69,17 +70,8 @@ class Baseline:
     @classmethod
     def parse(cls, content: bytes, *, source: Path) -> Baseline:
         """Read a baseline's text; raise ConfigError that names ``source``, the key and what was expected."""
-        spot = Spot(prefix=f"In '{printable(source)}', ", hint=_HINT)
-        try:
-            table = records.parse(content.decode(), source=printable(source))
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"'{printable(source)}' is not TOML: it is not UTF-8 text.", hint=_HINT) from error
-        except StateError as error:
-            raise ConfigError(error.message, hint=_HINT) from error
         keys: schema.Keys = {"format": _format, "base": _base, "packages": _packages, "facts": _facts}
-        values = schema.read_table(table, keys, spot)
-        if "format" not in values:
-            raise ConfigError(f"{spot.prefix}'format' is missing: expected 'format = {FORMAT}'.", hint=_HINT)
+        values = document.parse(content, keys, document.spot(source, _HINT), source=source, version=FORMAT)
         packages = cast("dict[str, object]", values.get("packages", {}))
         facts = cast("frozenset[str]", values.get("facts", frozenset()))
         return cls(

@@ -10,11 +10,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import cast
 
-from vmimagemanager import records
 from vmimagemanager.config import schema
 from vmimagemanager.config.schema import Spot
-from vmimagemanager.errors import ConfigError, StateError
+from vmimagemanager.errors import ConfigError
 from vmimagemanager.names import printable
+from vmimagemanager.trap import document
 from vmimagemanager.trap.finding import DEFAULTS, Finding, Rule, Severity
 
 FORMAT = 1
@@ -72,16 +72,8 @@ class Policy:
     @classmethod
     def parse(cls, content: bytes, *, source: Path) -> Policy:
         """Read a policy's text."""
-        spot = Spot(prefix=f"In '{printable(source)}', ", hint=_HINT)
-        try:
-            table = records.parse(content.decode(), source=printable(source))
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"'{printable(source)}' is not TOML: it is not UTF-8 text.", hint=_HINT) from error
-        except StateError as error:
-            raise ConfigError(error.message, hint=_HINT) from error
-        values = schema.read_table(table, KEYS, spot)
-        if "format" not in values:
-            raise ConfigError(f"{spot.prefix}'format' is missing: expected 'format = {FORMAT}'.", hint=_HINT)
+        spot = document.spot(source, _HINT)
+        values = document.parse(content, KEYS, spot, source=source, version=FORMAT)
         severities = {**DEFAULTS, **cast("dict[Rule, Severity]", values.get("severity", {}))}
         exceptions = cast("tuple[Allowance, ...]", values.get("exception", ()))
         for number, allowance in enumerate(exceptions, 1):

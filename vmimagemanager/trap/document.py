@@ -1,0 +1,31 @@
+"""The files that people write or review for the trap: TOML with a format and known keys, every mistake named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vmimagemanager import records
+from vmimagemanager.config import schema
+from vmimagemanager.config.schema import Spot
+from vmimagemanager.errors import ConfigError, StateError
+from vmimagemanager.names import printable
+
+
+def spot(source: Path, hint: str) -> Spot:
+    """Return where errors of a file are said to be."""
+    return Spot(prefix=f"In '{printable(source)}', ", hint=hint)
+
+
+def parse(content: bytes, keys: schema.Keys, where: Spot, *, source: Path, version: int) -> dict[str, Any]:
+    """Return the values of a file's text; raise ConfigError that names ``source``, the key and what was expected."""
+    try:
+        table = records.parse(content.decode(), source=printable(source))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"'{printable(source)}' is not TOML: it is not UTF-8 text.", hint=where.hint) from error
+    except StateError as error:
+        raise ConfigError(error.message, hint=where.hint) from error
+    values = schema.read_table(table, keys, where)
+    if "format" not in values:
+        raise ConfigError(f"{where.prefix}'format' is missing: expected 'format = {version}'.", hint=where.hint)
+    return values
