@@ -394,6 +394,17 @@ class Box:
             result = session.shell(script_line(), stdin=text.encode(), limit=limit, stdout=stdout, stderr=stderr)
             return result.check() if check else result
 
+    def as_root(self, text: str) -> bytes:
+        """Run a POSIX sh script as root in the guest, over SSH, or the agent without a network; return what it wrote.
+
+        A box with a user of its own needs sudo in its guest, without a password.  Raises GuestError when the script, or
+        sudo, ends with another status than 0.
+        """
+        from vmimagemanager.boxes.probe import ask
+
+        with self._operation("probe", log=False) as (record, _):
+            return ask(self._site, record, text, lambda: self._connected(record))
+
     def put(self, source: str | Path, target: str | PurePosixPath) -> int:
         """Copy a file or a folder into the guest; return the bytes of its files."""
         from vmimagemanager.guest import transfer
@@ -452,15 +463,17 @@ class Box:
         """
         from vmimagemanager.guest import inventory
 
-        return inventory.take(self._probe, since=inventory.EVER if verify else None)
+        return inventory.take(self.as_root, since=inventory.EVER if verify else None)
 
     @contextmanager
     def trap(
         self,
-        baseline: str | Path,
+        baseline: str | Path | None = None,
         *,
         policy: str | Path | None = None,
         declared: Sequence[str | Path] = (),
+        trace: str | None = None,
+        expect_clean: bool = False,
         missing_is_empty: bool = False,
         rebase: bool = False,
     ) -> Iterator[Trap]:
@@ -468,22 +481,34 @@ class Box:
         what of it the baseline does not accept.
 
         ``policy`` is a file of severities and exceptions.  ``declared`` are files that say what is needed, such as
-        ``debian/control``: what they do not lead to is reported as undeclared.
+        ``debian/control``: what they do not lead to is reported as undeclared.  With ``trace`` ("atime", or "fanotify",
+        which also tells who) packages of the base that the block used are reported, too, unless they are declared.
+        ``expect_clean`` takes whatever differs for an error: nothing may be left behind.  Either that or a baseline is
+        given.
+
         ``missing_is_empty`` takes a baseline file that does not exist for one that accepts nothing, for `Trap.accept`.
         A baseline that was written for another base is refused with ConfigError, unless ``rebase`` says that it will be
-        written anew.
+        written anew.  Raises UsageError for what does not go together, GuestError.
         """
-        from vmimagemanager.trap.block import Trap
+        from vmimagemanager.boxes.probe import tracer
+        from vmimagemanager.trap.block import Settings, Trap
 
-        trap = Trap(
-            self._probe,
-            baseline=Path(baseline),
+        if (baseline is None) is not expect_clean:
+            raise UsageError("A trap goes by a baseline, or expects that nothing is left behind: expected one of both.")
+        settings = Settings(
+            baseline=None if baseline is None else Path(baseline),
             policy=None if policy is None else Path(policy),
             declared=tuple(map(Path, declared)),
             missing_is_empty=missing_is_empty,
+            clean=expect_clean,
         )
-        trap.begin(rebase=rebase)
-        yield trap
+        trap = Trap(self.as_root, settings, tracer=tracer(trace, self.as_root), idle=self._do_nothing)
+        try:
+            trap.begin(rebase=rebase)
+            yield trap
+        except BaseException:
+            trap.abandon()
+            raise
         trap.end()
 
     def ssh_command(self) -> tuple[str, ...]:
@@ -618,11 +643,9 @@ class Box:
             )
         return self._session
 
-    def _probe(self, text: str) -> bytes:
-        from vmimagemanager.boxes.probe import ask
-
-        with self._operation("probe", log=False) as (record, _):
-            return ask(self._site, record, text, lambda: self._connected(record))
+    def _do_nothing(self) -> None:
+        if self._record().settings.network != "none":
+            self.run(["true"])
 
     def _lay_inserts(self, record: BoxRecord, entry: Entry) -> None:
         from vmimagemanager.boxes.inserts import Inserts

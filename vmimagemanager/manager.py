@@ -78,6 +78,11 @@ class Manager:
         return self.site.state.path
 
     @property
+    def proofs(self) -> Path:
+        """The folder that keeps what the trials of proofs came to; it may be removed at any time."""
+        return self.site.state.cache / "proofs"
+
+    @property
     def images(self) -> ImageStore:
         return self.site.images
 

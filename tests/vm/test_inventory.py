@@ -55,7 +55,7 @@ def test_whatever_comes_into_a_guest_is_found_even_when_its_disk_is_full(box: Bo
     box.script(ODD)
     box.script("fallocate -l $(($(stat -f -c '%f * %S' /) - (64 << 20))) /root/fill; cat /dev/zero >/root/rest; exit 0")
     assert box.run(["sh", "-c", "head -c 1M /dev/zero >/root/no"], check=False).status != 0
-    after = inventory.take(box._probe, since=before.clock)  # as the trap does
+    after = inventory.take(box.as_root, since=before.clock)  # as the trap does
     news = after - before
     assert sorted(package.item for package in news.packages) == [
         "npm:left-pad:/opt/app/node_modules",

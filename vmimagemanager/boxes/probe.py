@@ -8,9 +8,12 @@ from datetime import timedelta
 from vmimagemanager.boxes import reach
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
-from vmimagemanager.errors import GuestError
+from vmimagemanager.errors import GuestError, UsageError
+from vmimagemanager.guest import tracing
+from vmimagemanager.guest.inventory import Run
 from vmimagemanager.guest.result import Result
 from vmimagemanager.guest.session import Session
+from vmimagemanager.guest.tracing import Trace, Tracer
 
 LIMIT = timedelta(minutes=5)
 _SUDO = "Let the box's user run everything by sudo without a password, or define the box with '--user root'."
@@ -32,6 +35,15 @@ def ask(site: Site, record: BoxRecord, script: str, connected: Callable[[], Sess
             detail=said,
         )
     return result.stdout
+
+
+def tracer(how: str | None, run: Run) -> Tracer | None:
+    """Return what finds out which files are used in a guest, if that is asked for; raise UsageError."""
+    if how is None:
+        return None
+    if how not in list(Trace):
+        raise UsageError(f"'{how}' is no way to trace what is used: expected one of {', '.join(Trace)}.")
+    return tracing.tracer(Trace(how), run)
 
 
 def _run(site: Site, record: BoxRecord, script: bytes, connected: Callable[[], Session]) -> Result:

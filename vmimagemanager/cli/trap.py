@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +14,9 @@ import click
 from vmimagemanager.cli import screen
 from vmimagemanager.cli.guest import TIMEOUT
 from vmimagemanager.cli.invocation import Invocation
+from vmimagemanager.cli.progress import shown
 from vmimagemanager.cli.streams import Streams
+from vmimagemanager.cli.trapoptions import Asked
 from vmimagemanager.cli.values import BOX
 from vmimagemanager.cli.verb import guest_verb
 from vmimagemanager.cli.verdicts import RESULT, recorded
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from vmimagemanager.guest.result import Result
+    from vmimagemanager.proof import Proof, Question
     from vmimagemanager.trap import History, Verdict
     from vmimagemanager.trap.block import Trap
     from vmimagemanager.trap.history import Seen
@@ -34,7 +36,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 @guest_verb("trap", documents=True)
 @click.argument("box", type=BOX)
-@click.option("--baseline", metavar="FILE", type=_FILE, required=True, help="What is accepted.")
+@click.option("--baseline", metavar="FILE", type=_FILE, help="What is accepted.")
 @click.option("--policy", metavar="FILE", type=_FILE, help="How bad each thing is, and exceptions that expire.")
 @click.option(
     "--declared",
@@ -43,6 +45,23 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     multiple=True,
     help="A file that says what is needed, such as debian/control.",
 )
+@click.option(
+    "--trace",
+    metavar="HOW",
+    type=click.Choice(["atime", "fanotify"]),
+    help="Trap what is used and not declared, too: by access times, or by fanotify.",
+)
+@click.option("--prove", is_flag=True, help="Prove what is needed: hide packages in clones, and run the command there.")
+@click.option("--on", metavar="SNAPSHOT", help="Which snapshot is cloned. [the one that the box stands on]")
+@click.option(
+    "--artefact",
+    metavar="PATH",
+    type=click.Path(path_type=PurePosixPath),
+    multiple=True,
+    help="What the command makes in the guest: the proof compares it.",
+)
+@click.option("--jobs", metavar="N", type=click.IntRange(min=1), help="How many clones at once. [2, or 1 core]")
+@click.option("--expect-clean", is_flag=True, help="Trap all that is left behind, instead of going by a baseline.")
 @click.option("--accept", is_flag=True, help="Accept what is new: write the baseline, and print what was added.")
 @click.option("--rebase", is_flag=True, help="Write the baseline anew, for the base that the guest is now.")
 @click.option("--earlier", metavar="FILE", type=_FILE, help="The JSON document of an earlier run, to compare with.")
@@ -75,69 +94,49 @@ def trap(
     With --accept the baseline is written so that it accepts what is new, and made when it does not exist; not when the
     command fails.
     """
+    from vmimagemanager.proof import prove
     from vmimagemanager.report import trap as report
 
-    asked = _Asked(**options)
+    asked = Asked(**options)
     earlier = asked.history()
     with recorded(result, "trap", box, words) as written, invocation.open() as manager, manager.lease(box) as held:
+        question = asked.question(held, words)
         with held.trap(
             asked.baseline,
             policy=asked.policy,
             declared=asked.declared,
             missing_is_empty=asked.writes,
             rebase=asked.rebase,
+            trace=asked.trace,
+            expect_clean=asked.expect_clean,
         ) as set_trap:
             ended = Streams(all_to_stderr=invocation.json).run(held, words, limit=limit, no_stdin=no_stdin)
+        proof = None
+        if question is not None and ended.status == 0:
+            with shown(invocation) as progress:
+                proof = prove(held, question, set_trap, cache=manager.proofs, progress=progress)
         told = _Told.of(set_trap.verdict, earlier, asked, words)
         found = report.document(told.verdict, inputs=told.inputs, today=told.today, fixed=told.fixed)
         asked.write(told.verdict, box)
         code = _accept(invocation, set_trap, ended, asked) if asked.writes else _judge(told.verdict, ended)
         if not asked.writes and not invocation.json:
-            screen.note(*report.lines(told.verdict, accept=_accepting(box, asked, words), fixed=told.fixed))
+            screen.note(*report.lines(told.verdict, accept=asked.accepting(box, words), fixed=told.fixed))
+            screen.note(*_about_proof(question, proof, ended))
         found = {key: value for key, value in found.items() if key not in {"format", "kind"}}
+        found["proof"] = None if proof is None else report.proof_document(proof)
         written.ended(ended, exit_code=code, verdict=found)
     if invocation.json:
         screen.emit("trap", {**found, "box": box, "status": ended.status, "exit_code": code})
     return code
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """The options that are the trap's own."""
+def _about_proof(question: Question | None, proof: Proof | None, ended: Result) -> Iterator[str]:
+    from vmimagemanager.report import trap as report
 
-    baseline: Path
-    policy: Path | None
-    declared: tuple[Path, ...]
-    accept: bool
-    rebase: bool
-    earlier: Path | None
-    junit: Path | None
-    sarif: Path | None
-    markdown: Path | None
-    cyclonedx: Path | None
-    spdx: Path | None
-
-    @property
-    def writes(self) -> bool:
-        return self.accept or self.rebase
-
-    def history(self) -> History | None:
-        from vmimagemanager.trap import History
-
-        return None if self.earlier is None else History.read(self.earlier)
-
-    def files(self) -> Mapping[str, Path]:
-        from vmimagemanager.report.trapfiles import FORMS
-
-        return {form: path for form in FORMS if (path := getattr(self, form)) is not None}
-
-    def write(self, verdict: Verdict, box: str) -> None:
-        from vmimagemanager.durable import replace_file
-        from vmimagemanager.report.trapfiles import made
-
-        where = self.declared[0] if self.declared else self.baseline
-        for form, path in self.files().items():
-            replace_file(path, made(form, verdict, name=box, where=where))
+    if proof is not None:
+        yield from report.proof_lines(proof)
+    elif question is not None:
+        yield f"Nothing was proven: the command failed with status {ended.status}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +149,7 @@ class _Told:
     today: str
 
     @classmethod
-    def of(cls, verdict: Verdict, earlier: History | None, asked: _Asked, words: tuple[str, ...]) -> _Told:
+    def of(cls, verdict: Verdict, earlier: History | None, asked: Asked, words: tuple[str, ...]) -> _Told:
         from vmimagemanager.trap.history import inputs_digest
 
         today = datetime.now(UTC).date().isoformat()
@@ -167,7 +166,7 @@ def _judge(verdict: Verdict, ended: Result) -> int:
     return TRAPPED if ended.status == 0 else TRAPPED_AND_FAILED
 
 
-def _accept(invocation: Invocation, set_trap: Trap, ended: Result, asked: _Asked) -> int:
+def _accept(invocation: Invocation, set_trap: Trap, ended: Result, asked: Asked) -> int:
     sys.stdout.flush()
     baseline = asked.baseline
     if ended.status != 0:
@@ -182,9 +181,3 @@ def _accept(invocation: Invocation, set_trap: Trap, ended: Result, asked: _Asked
             f"Written: '{baseline}', {told}.", *(f"+ {item}" for item in added), *(f"- {item}" for item in removed)
         )
     return 0
-
-
-def _accepting(box: str, asked: _Asked, words: tuple[str, ...]) -> str:
-    policy = ["--policy", str(asked.policy)] if asked.policy else []
-    argv = ["vmimagemanager", "trap", box, "--baseline", str(asked.baseline), *policy, "--accept", "--", *words]
-    return shlex.join(argv)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from vmimagemanager.guest.inventory import Package
+from vmimagemanager.proof import Proof
 from vmimagemanager.report.inventory import package_document
 from vmimagemanager.trap import Change, Explanation, Finding, Reason, Rule, Severity, Verdict
 from vmimagemanager.trap.history import Seen
@@ -27,11 +28,13 @@ def lines(verdict: Verdict, *, accept: str = "", fixed: Sequence[Seen] = ()) -> 
     counting = [finding for finding in verdict.findings if finding.counts]
     shown = []
     if counting:
-        shown += [f"Trapped: {_count(counting, 'finding')} that the baseline does not accept.", *map(line, counting)]
+        what = "of what was left behind" if verdict.clean else "that the baseline does not accept"
+        shown += [f"Trapped: {_count(counting, 'finding')} {what}.", *map(line, counting)]
         if accept and any(finding.rule is not Rule.UNDECLARED for finding in counting):
             shown.append(f"To accept {'it' if len(counting) == 1 else 'them'}: {accept}")
     else:
-        shown.append("Nothing was trapped: nothing is new that the baseline does not accept.")
+        why = "nothing was left behind" if verdict.clean else "nothing is new that the baseline does not accept"
+        shown.append(f"Nothing was trapped: {why}.")
     for title, found in _others(verdict).items():
         shown += [f"{title}: {_count(found, 'finding')}.", *map(line, found)] if found else []
     if verdict.accepted:
@@ -78,6 +81,7 @@ def document(verdict: Verdict, *, inputs: str = "", today: str = "", fixed: Sequ
         "format": FORMAT,
         "kind": "trap",
         "trapped": verdict.trapped,
+        "clean": verdict.clean,
         "date": today,
         "inputs": inputs,
         "base": verdict.base,
@@ -100,6 +104,31 @@ def document(verdict: Verdict, *, inputs: str = "", today: str = "", fixed: Sequ
         ],
         "stale": list(verdict.stale),
         "unknown": _unknown(verdict),
+    }
+
+
+def proof_lines(proof: Proof) -> list[str]:
+    """Return what a proof came to, and how much it is worth."""
+    runs = _count(range(proof.trials), "run")
+    known = f", {proof.remembered} known from earlier ones" if proof.remembered else ""
+    told = f"{_count(proof.needed, 'package')} needed and not declared, {len(proof.cleared)} not needed"
+    return [
+        f"Proven in {runs} on clones of '{proof.snapshot}'{known}: {told}.",
+        *(f"  {item}: {why}" for item, why in sorted(proof.needed.items())),
+        f"Compared: {proof.oracle}.",
+    ]
+
+
+def proof_document(proof: Proof) -> dict[str, Any]:
+    """Return a proof for JSON."""
+    return {
+        "snapshot": proof.snapshot,
+        "needed": dict(sorted(proof.needed.items())),
+        "cleared": sorted(proof.cleared),
+        "compared": list(proof.compared),
+        "unstable": list(proof.unstable),
+        "trials": proof.trials,
+        "remembered": proof.remembered,
     }
 
 
@@ -139,7 +168,7 @@ def _others(verdict: Verdict) -> dict[str, list[Finding]]:
     }
 
 
-def _count(entries: Sequence[object], noun: str) -> str:
+def _count(entries: Collection[object], noun: str) -> str:
     return f"1 {noun}" if len(entries) == 1 else f"{len(entries)} {noun}s"
 
 

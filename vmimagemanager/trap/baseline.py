@@ -29,7 +29,7 @@ ACCEPT = "vmimagemanager trap NAME --baseline FILE --accept -- CMD"
 _HINT = f"'{ACCEPT}' writes the file."
 _HEADER = f"# What may be new.  Written by '{ACCEPT}'.\n\n"
 _PACKAGE = re.compile(r"[a-z][a-z0-9-]*:[!-9;-~]+(:[!-9;-~]+)?")
-_KINDS = (*Kind, "shadowed")
+_KINDS = (*Kind, "shadowed", "used")
 _FACT = re.compile(rf"({'|'.join(_KINDS)}):[^\x00-\x1f\x7f]+")
 _BASE = re.compile(r"[0-9a-f]{20}")
 

@@ -56,14 +56,11 @@ def explain(
     """Return why each of the ``new`` packages is there; without ``needs`` what was asked for by name is declared."""
     graph = Graph(after.packages)
     if needs is None:
-        first, declared = Reason.REQUESTED, [package for package in new if package.automatic is not True]
-        declared = [package for package in declared if package.manager not in _LANGUAGES or _is_top(package, new)]
+        first, roots = Reason.REQUESTED, [package for package in new if package.automatic is not True]
+        roots = [package for package in roots if package.manager not in _LANGUAGES or _is_top(package, new)]
     else:
-        first = Reason.DECLARED
-        declared = [
-            package for need in needs for manager in need.managers for package in graph.providers(manager, need.names)
-        ]
-    direct = graph.reach(_sorted(declared))
+        first, roots = Reason.DECLARED, declared(graph, needs)
+    direct = graph.reach(_sorted(roots))
     wide = graph.reach((), recommended=True, known=direct) if len(direct) < len(after.packages) else direct
     updated = graph.reach(_sorted(_updated(before, after)))
     found: dict[Package, Explanation] = {}
@@ -78,8 +75,13 @@ def explain(
             found[package] = _told(Reason.RECOMMENDED, wide, package)
         else:
             rest.append(package)
-    found.update(_undeclared(graph, rest))
+    found.update(undeclared(graph, rest))
     return found
+
+
+def declared(graph: Graph, needs: Iterable[Need]) -> list[Package]:
+    """Return the packages that meet what somebody declared: all of them count, of each alternative."""
+    return [package for need in needs for manager in need.managers for package in graph.providers(manager, need.names)]
 
 
 def orphans(inventory: Inventory) -> frozenset[Package]:
@@ -111,7 +113,7 @@ def _updated(before: Inventory, after: Inventory) -> list[Package]:
     ]
 
 
-def _undeclared(graph: Graph, packages: Collection[Package]) -> dict[Package, Explanation]:
+def undeclared(graph: Graph, packages: Collection[Package]) -> dict[Package, Explanation]:
     """Collapse to what brought the others: what nothing else undeclared needs, and one of each circle that is left."""
     inside = set(packages)
     edges = {

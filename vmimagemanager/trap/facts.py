@@ -17,7 +17,7 @@ _WHOLE = re.compile(
 )
 _SYSTEM_PYTHON = re.compile(r"(/usr(/local)?|/root/\.local|/home/[^/]+/\.local)/lib(64)?/python3[^/]*/[^/]+")
 _Judge = tuple[Collection[str], Policy]
-_QUIET_WHEN_GONE = (Kind.MODULE, Kind.MODIFIED, Kind.FILE)
+_QUIET_WHEN_GONE = (Kind.MODULE, Kind.MODIFIED)
 
 
 def findings(before: Inventory, after: Inventory, accepted: Collection[str], policy: Policy) -> Iterator[Finding]:
@@ -42,8 +42,9 @@ def findings(before: Inventory, after: Inventory, accepted: Collection[str], pol
         rule = Rule.PROGRAM if any(map(in_program_path, names)) and not _of_language(folder, after) else Rule.FILE
         count = "1 file" if len(names) == 1 else f"{len(names)} files"
         yield _finding(rule, f"{Kind.FILE}:{folder}", count, (accepted, policy))
+    quiet = _QUIET_WHEN_GONE if policy.clean else (*_QUIET_WHEN_GONE, Kind.FILE)
     for item, fact in olds.items():
-        if item not in news and fact.kind not in unknown and fact.kind not in _QUIET_WHEN_GONE:
+        if item not in news and fact.kind not in unknown and fact.kind not in quiet:
             yield Finding(rule=Rule.GONE, item=item, severity=policy.severities[Rule.GONE], detail=fact.detail)
     yield from _shadowed(before, after, (accepted, policy))
 

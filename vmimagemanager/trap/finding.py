@@ -23,6 +23,7 @@ class Rule(StrEnum):
 
     NEW = "new"
     UNDECLARED = "undeclared"
+    USED = "used"
     GONE = "gone"
     VERSION = "version"
     ORPHANED = "orphaned"
@@ -48,6 +49,7 @@ class Rule(StrEnum):
 TITLES = {
     Rule.NEW: "A package is new, and the baseline does not accept it",
     Rule.UNDECLARED: "A package is new, and nothing that is declared leads to it",
+    Rule.USED: "A package of the base is used, and nothing that is declared leads to it",
     Rule.GONE: "A package or a fact of the system is gone",
     Rule.VERSION: "A package has another version",
     Rule.ORPHANED: "A package that came by itself is not needed any more",
@@ -72,6 +74,7 @@ TITLES = {
 DEFAULTS = {
     Rule.NEW: Severity.ERROR,
     Rule.UNDECLARED: Severity.ERROR,
+    Rule.USED: Severity.ERROR,
     Rule.GONE: Severity.INFO,
     Rule.VERSION: Severity.INFO,
     Rule.ORPHANED: Severity.WARNING,
@@ -92,6 +95,10 @@ DEFAULTS = {
     Rule.EXPIRED: Severity.WARNING,
     Rule.UNUSED: Severity.WARNING,
 }
+
+
+# What something that was removed again can have left behind; modules of the kernel stay as long as it runs.
+LEFTOVERS = frozenset(Rule) - {Rule.UNDECLARED, Rule.USED, Rule.MODULE, Rule.EXPIRED, Rule.UNUSED}
 
 
 class Label(StrEnum):

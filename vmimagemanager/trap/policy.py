@@ -15,7 +15,7 @@ from vmimagemanager.config.schema import Spot
 from vmimagemanager.errors import ConfigError
 from vmimagemanager.names import printable
 from vmimagemanager.trap import document
-from vmimagemanager.trap.finding import DEFAULTS, Finding, Rule, Severity
+from vmimagemanager.trap.finding import DEFAULTS, LEFTOVERS, Finding, Rule, Severity
 
 FORMAT = 1
 _HINT = "'man vmimagemanager-trap' describes every key."
@@ -52,12 +52,13 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Severities by rule, and exceptions."""
+    """Severities by rule, and exceptions; ``clean`` says that what is gone counts as much as what is new."""
 
     severities: Mapping[Rule, Severity] = field(default_factory=lambda: dict(DEFAULTS))
     versions: Versions = Versions.RECORD
     ignore: tuple[str, ...] = ()
     exceptions: tuple[Allowance, ...] = ()
+    clean: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Policy:
@@ -84,6 +85,14 @@ class Policy:
             ignore=cast("tuple[str, ...]", values.get("ignore", ())),
             exceptions=exceptions,
         )
+
+    def for_nothing_left(self) -> Policy:
+        """Return the policy by which whatever differs is an error, but for what this one ignores or excepts."""
+        severities = {
+            rule: Severity.ERROR if rule in LEFTOVERS and severity is not Severity.IGNORE else severity
+            for rule, severity in self.severities.items()
+        }
+        return replace(self, severities=severities, clean=True)
 
     def judged(self, findings: Sequence[Finding], today: date) -> list[Finding]:
         """Return what is not ignored, with the exceptions that hold, and what is to be said of the exceptions.

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 
 from vmimagemanager.guest.inventory import Inventory, Package
-from vmimagemanager.trap import facts
+from vmimagemanager.trap import facts, used
 from vmimagemanager.trap.baseline import Baseline, fingerprint
 from vmimagemanager.trap.explain import Explanation, Need, Reason, explain, orphans
 from vmimagemanager.trap.finding import Finding, Rule, Severity
 from vmimagemanager.trap.policy import Policy, Versions
+from vmimagemanager.trap.used import Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,8 @@ class Verdict:
     """The packages that are new, and accepted or not; what else differs; and every finding, with its severity.
 
     ``stale`` are the items of the baseline that nothing new matched: left over, or accepted for another command.  All
-    are sorted by manager, name and architecture.  ``base`` is the fingerprint of the guest before.
+    are sorted by manager, name and architecture.  ``base`` is the fingerprint of the guest before, and ``clean`` says
+    that nothing was to be left behind.
     """
 
     unexpected: tuple[Package, ...]
@@ -38,6 +40,7 @@ class Verdict:
     stale: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
     base: str = field(default="", compare=False)
+    clean: bool = False
     before: Inventory = field(default=Inventory(frozenset()), repr=False, compare=False)
     after: Inventory = field(default=Inventory(frozenset()), repr=False, compare=False)
 
@@ -69,11 +72,12 @@ def compare(
     *,
     policy: Policy | None = None,
     needs: Sequence[Need] | None = None,
+    usage: Usage | None = None,
     today: date | None = None,
 ) -> Verdict:
     """Return what differs between two inventories of one guest, judged by a baseline and a policy.
 
-    ``needs`` is what is declared; without it nothing is reported as undeclared.
+    ``needs`` is what is declared; without it nothing is reported as undeclared, nor what was used (``usage``).
     """
     policy = Policy() if policy is None else policy
     new = [package for package in (after - before).packages if not package.owner]
@@ -92,9 +96,13 @@ def compare(
     ]
     if needs is not None:
         found += _about_undeclared(new, explanations, policy)
+        if usage is not None:
+            found += used.findings(before, after, needs, usage, accepted=baseline.accepted, policy=policy)
     findings = policy.judged(_merged(found), today or datetime.now(UTC).date())
     excepted = {finding.item for finding in findings if finding.rule is Rule.NEW and finding.excepted}
     seen = {finding.item for finding in findings if finding.accepted}
+    if usage is None:
+        seen |= {item for item in baseline.accepted if item.startswith(used.PREFIX)}
     return Verdict(
         unexpected=_sorted(one for one in new if one.item not in baseline.accepted and one.item not in excepted),
         accepted=_sorted(one for one in new if one.item in baseline.accepted),
@@ -103,6 +111,7 @@ def compare(
         stale=tuple(sorted(baseline.accepted - seen - {package.item for package in new})),
         findings=tuple(sorted(findings, key=lambda finding: (finding.rule, finding.item, finding.detail))),
         base=fingerprint(before),
+        clean=policy.clean,
         before=before,
         after=after,
     )

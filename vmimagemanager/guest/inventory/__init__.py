@@ -95,7 +95,12 @@ def script(mark: str, scope: Scope = Scope.WHOLE, *, since: int | None = None) -
     if scope is Scope.WHOLE:
         parts += [manager.FILES_PROBE for manager in MANAGERS]
         parts += [files.PROBE, files.CHANGED_PROBE, languages.PROBE, system.PROBE]
-    return _FRAME.format(mark=mark, since="" if since is None else int(since), body="".join(parts))
+    return framed(mark, "".join(parts), since="" if since is None else str(int(since)))
+
+
+def framed(mark: str, body: str, *, since: str = "") -> str:
+    """Return a script of sections, told apart by ``mark``, whose answer `answer.read` understands."""
+    return _FRAME.format(mark=mark, since=since, body=body)
 
 
 def parse(answer: bytes, mark: str) -> Inventory:
@@ -144,4 +149,5 @@ def _whole(found: Answer, packages: set[Package], mark: str) -> Inventory:
         unknown,
         system.clock(found),
         system.archive(found),
+        {} if walk is None else walk.owners,
     )

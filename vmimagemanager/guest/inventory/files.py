@@ -17,7 +17,7 @@ from vmimagemanager.guest.inventory.packages import Fact, Kind
 
 # GNU's find prints what is asked for; another one (busybox) leaves it to stat, whose lines begin with the mark because
 # names may hold line feeds.  Only file systems of disks are walked, each one where it is mounted.
-PROBE = r"""
+ROOTS = r"""
 roots=
 while read -r device folder type rest; do
     case $type in
@@ -38,6 +38,10 @@ walk() {
         -o -path /var/lib/pacman -o -path /lib/apk -o -path /var/lib/docker -o -path /var/lib/containers \
         -o -path /usr/lib/sysimage -o -path /var/lib/dnf -o -name __pycache__ \) -prune -o "$@"
 }
+"""
+PROBE = (
+    ROOTS
+    + r"""
 if have find && find /proc/self/mounts -printf '' 2>/dev/null; then
     section files walk ! -type d -printf '%m %U %G %s %y\0%l\0%p\0'
 elif have find && have stat; then
@@ -47,6 +51,7 @@ if have getcap; then
     section capabilities getcap -r /usr/bin /usr/sbin /usr/local /usr/libexec /bin /sbin /opt
 fi
 """
+)
 
 # What has changed since a moment of the guest's own clock is hashed in the guest; of dpkg's sums only those for the
 # same paths come back.  What lies where packages seldom put files, or is very large, could take minutes: left out.

@@ -102,8 +102,9 @@ class System:
 class Inventory:
     """All that was found in a guest at one moment; several versions of one item may be installed side by side (rpm).
 
-    ``unknown`` says, by kind, why something could not be looked at.  The seconds of the guest's ``clock``, and the
-    ``archive`` (release files with their dates) are no part of what two inventories differ in.
+    ``unknown`` says, by kind, why something could not be looked at.  The seconds of the guest's ``clock``, the
+    ``archive`` (release files with their dates) and the ``owners`` (the item of the package that a file belongs to, by
+    its real path) are no part of what two inventories differ in.
     """
 
     packages: frozenset[Package]
@@ -112,6 +113,7 @@ class Inventory:
     unknown: Mapping[Kind, str] = field(default_factory=dict)
     clock: int = field(default=0, compare=False)
     archive: Mapping[str, str] = field(default_factory=dict, compare=False)
+    owners: Mapping[bytes, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def items(self) -> frozenset[str]:
