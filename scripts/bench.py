@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import bench_trap
 from bench_watch import elsewhere
 from rich.console import Console
 from rich.table import Table
@@ -309,6 +310,41 @@ class Bench:
             seconds.append(time.process_time() - start)
         self.add_seconds("CPU seconds to classify 5000 packages with their graph", 0.1, seconds)
 
+    def traces(self) -> None:
+        box = self.manager.define(
+            f"{PREFIX}-traced", BoxSettings(image=bench_trap.compiling_image(self.manager), ram=SMALL)
+        )
+        box.up()
+        bench_trap.lay_sources(box)
+        box.snapshot("clean")
+        by_times, by_listener = [], []
+        for number in self.progress("trace"):
+            ways = [None, "atime", "fanotify"]
+            seconds = {}
+            for how in ways[number % 3 :] + ways[: number % 3]:
+                box.restore("clean")
+                seconds[how] = bench_trap.built(box) if how is None else bench_trap.traced(box, how)
+            by_times.append((seconds["atime"], seconds[None]))
+            by_listener.append((seconds["fanotify"], seconds[None]))
+        self.add("build traced by access times / without", 1.05, by_times)
+        self.add("build traced by fanotify / without", 1.3, by_listener)
+        box.undefine(force=True)
+
+    def proofs(self) -> None:
+        box = self.manager.define(f"{PREFIX}-proven", BoxSettings(image=IMAGE, ram=SMALL))
+        box.up()
+        bench_trap.lay_candidates(box)
+        box.snapshot("clean")
+        with self.manager.lease(box.name) as held:
+            counts = bench_trap.proofs(held, self.progress)
+        self._add(
+            f"runs of a proof with {bench_trap.CANDIDATES} candidates, 2 of them needed",
+            25,
+            counts,
+            (statistics.median(counts), 1.0),
+        )
+        box.undefine(force=True)
+
     def start_up(self) -> None:
         python = sys.executable
         pairs = [
@@ -517,6 +553,8 @@ ROWS = {
     "store-files": Bench.stored_files,
     "inventory": Bench.inventory,
     "classification": Bench.classification,
+    "trace": Bench.traces,
+    "proof": Bench.proofs,
     "start-up": Bench.start_up,
     "define": Bench.images,
     "store": Bench.stores,

@@ -33,7 +33,11 @@ fi
 
 _END = r"""
 heard() {
-    kill -TERM "$process" && cat "$pipe"
+    read -r state <"/proc/$process/stat" || return
+    case $state in
+        *") Z "*) return 1 ;;
+    esac
+    kill -TERM "$process" && timeout 30 cat "$pipe"
 }
 section used heard
 rm -f "$pipe"
