@@ -5,11 +5,12 @@ my ($pipe, @roots) = @ARGV;
 my %numbers = (x86_64 => 300, ppc64le => 323, s390x => 332);  # of fanotify_init; that of fanotify_mark is the next
 my $init = $numbers{(POSIX::uname())[4]} || 262;               # asm-generic/unistd.h
 sub failed { print "failed $!\n"; exit 1; }
-my $fd = syscall($init, 0x11, O_RDONLY);                       # FAN_CLOEXEC, FAN_UNLIMITED_QUEUE
+my $fd = syscall($init, 0x15, O_RDONLY);                       # FAN_CLOEXEC, FAN_CLASS_CONTENT, FAN_UNLIMITED_QUEUE
 failed() if $fd < 0;
+my $exec = 0x40000;                                            # FAN_OPEN_EXEC_PERM: it waits until we have looked
 for my $root (@roots) {
-    # FAN_MARK_ADD and FAN_MARK_FILESYSTEM; FAN_OPEN and FAN_OPEN_EXEC; AT_FDCWD
-    failed() if syscall($init + 1, $fd, 0x101, 0x1020, -100, $root) < 0;
+    # FAN_MARK_ADD and FAN_MARK_FILESYSTEM; FAN_OPEN; AT_FDCWD
+    failed() if syscall($init + 1, $fd, 0x101, 0x20 | $exec, -100, $root) < 0;
 }
 POSIX::mkfifo($pipe, 0600) or failed();
 my $child = fork() // failed();
@@ -19,10 +20,10 @@ open(STDIN, "<", "/dev/null");
 open(STDOUT, ">", "/dev/null");
 open(STDERR, ">", "/dev/null");
 
-my (%heard, %program, %starts);
+my (%heard, %program, %started);
 my $ended = 0;
 $SIG{TERM} = sub { $ended = 1 };
-open(my $events, "<&=", $fd);
+open(my $events, "+<&=", $fd);
 fcntl($events, F_SETFL, O_NONBLOCK);
 sub program { return readlink("/proc/$_[0]/exe") // ""; }
 sub parent {
@@ -42,20 +43,22 @@ while (1) {
         $at += $length;
         next if $file < 0;
         my $path = readlink("/proc/self/fd/$file");
-        POSIX::close($file);
-        next if $id == $$ || !defined $path;
         my $who = $program{$id};
-        if ($mask & 0x1000) {
+        if ($mask & $exec) {
             # The first of a row is the program, or the script; then come its interpreter and the dynamic linker.
-            $who //= parent($id) unless $starts{$id};
-            $program{$id} = $path unless $starts{$id}++;
+            $who //= parent($id);
+            $program{$id} = $path unless $started{$id};
+            $started{$id} = $path;
+            syswrite($events, pack("lL", $file, 1));  # FAN_ALLOW
         } else {
             $who //= $program{$id} = program($id);
-            delete $starts{$id};
+            delete $started{$id} unless ($started{$id} // "") eq $path;  # of which its exec told already
         }
-        $heard{$path}{$who // ""} = 1;
+        POSIX::close($file);
+        $heard{$path}{$who} = 1 unless $id == $$ || !($mask & $exec) && exists $started{$id};
     }
 }
+close $events;  # whoever waits may go on: who reads the pipe, too
 $SIG{ALRM} = sub { exit 1 };  # nobody reads
 alarm 60;
 open(my $out, ">", $pipe) or exit 1;
