@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-BOX, IMAGE, SNAPSHOT = "demo", "debian-12", "demo@clean"
+BOX, IMAGE, SNAPSHOT, TOOLS = "demo", "debian-12", "demo@clean", "demo@tools"
 VMIM = str(Path(sys.executable).with_name("vmimagemanager"))
 TRAPPED = 100
 _console = Console(highlight=False)
@@ -58,6 +58,8 @@ def show(folder: Path) -> None:
     if "clean" not in snapshots:
         step("up", BOX)
         step("snapshot", SNAPSHOT)
+    if "tools" in snapshots:  # of a demo that was interrupted
+        step("snapshot-remove", TOOLS)
 
     title("Dirtied, and restored: memory and all")
     step("restore", SNAPSHOT)
@@ -73,17 +75,32 @@ def show(folder: Path) -> None:
         step("run", clone, "--", "hostname")
     step("undefine", "--yes", "--force", *clones)
 
+    dependencies(folder)
+    step("down", BOX)
+
+
+def dependencies(folder: Path) -> None:
     title("A nightly build installs its package, and sneaks in a dependency that nobody declared")
-    declared = package(folder, "demo-tool", depends="demo-library")
-    sneaked = package(folder, "demo-library")
+    declared = package(
+        folder, "demo-tool", "usr/bin/demo-tool", "#!/bin/sh\n. /usr/lib/demo-library\n", depends="demo-library"
+    )
+    sneaked = package(folder, "demo-library", "usr/lib/demo-library", "echo made by demo-tool\n")
     step("put", BOX, str(declared), "/root/")
     step("put", BOX, str(sneaked), "/root/")
     baseline = folder / "deps.toml"
     baseline.write_text('format = 1\n\n[packages]\naccepted = [\n    "dpkg:demo-tool",\n]\n')
     install = ["dpkg", "-i", f"/root/{sneaked.name}", f"/root/{declared.name}"]
     step("trap", BOX, "--baseline", str(baseline), "--", *install, expected=TRAPPED)
+
+    title("Another one uses a tool that its base happens to have: trapped, explained, and proven")
+    step("snapshot", TOOLS)
+    baseline.write_text("format = 1\n")
+    needed = folder / "needed"
+    needed.write_text("perl-base\n")
+    words = ["--baseline", str(baseline), "--declared", str(needed), "--prove", "--artefact", "/root/made"]
+    step("trap", BOX, *words, "--", "sh", "-c", "demo-tool >/root/made", expected=TRAPPED)
     step("restore", SNAPSHOT)
-    step("down", BOX)
+    step("snapshot-remove", TOOLS)
 
 
 def title(text: str) -> None:
@@ -111,10 +128,13 @@ def read(*words: str) -> dict[str, list[dict[str, str]]]:
     return dict(json.loads(finished.stdout))
 
 
-def package(folder: Path, name: str, depends: str = "") -> Path:
+def package(folder: Path, name: str, path: str, text: str, *, depends: str = "") -> Path:
     """Make a Debian package on the spot: the guest needs no archive."""
     tree = folder / name
     (tree / "DEBIAN").mkdir(parents=True)
+    (tree / path).parent.mkdir(parents=True)
+    (tree / path).write_text(text)
+    (tree / path).chmod(0o755)
     fields = [f"Package: {name}", "Version: 1.4", "Architecture: all", "Maintainer: nobody <nobody@localhost>"]
     fields += [f"Depends: {depends}"] if depends else []
     (tree / "DEBIAN/control").write_text("\n".join([*fields, "Description: made by scripts/demo", ""]))

@@ -110,7 +110,7 @@ def document(verdict: Verdict, *, inputs: str = "", today: str = "", fixed: Sequ
 def proof_lines(proof: Proof) -> list[str]:
     """Return what a proof came to, and how much it is worth."""
     runs = _count(range(proof.trials), "run")
-    known = f", {proof.remembered} known from earlier ones" if proof.remembered else ""
+    known = f", {proof.remembered} known already" if proof.remembered else ""
     told = f"{_count(proof.needed, 'package')} needed and not declared, {len(proof.cleared)} not needed"
     return [
         f"Proven in {runs} on clones of '{proof.snapshot}'{known}: {told}.",
