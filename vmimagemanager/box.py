@@ -444,14 +444,19 @@ class Box:
                 return offline.extract(self._site, record, paths, Path(target))
             return transfer.extract(self._connected(record), paths, Path(target))
 
-    def inventory(self, *, verify: bool = False) -> Inventory:
+    def inventory(self, *, snapshot: str | None = None, verify: bool = False) -> Inventory:
         """Return what is in the guest: packages, and facts such as units, users, and files that no package owns.
 
         With ``verify`` every file of a package is compared with what its package brought, which takes its time.
         Nothing is changed in the guest.  Raises GuestError; what the guest has no means to look at is `unknown`.
+
+        What is in a ``snapshot``, verified, is asked of a clone of it the first time, and known from then on.  Raises
+        SnapshotError for one that is not live.
         """
         from vmimagemanager.guest import inventory
 
+        if snapshot is not None:
+            return self._inventory_of(snapshot)
         return inventory.take(self._probe, since=inventory.EVER if verify else None)
 
     @contextmanager
@@ -461,6 +466,7 @@ class Box:
         *,
         policy: str | Path | None = None,
         declared: Sequence[str | Path] = (),
+        since: str | None = None,
         missing_is_empty: bool = False,
         rebase: bool = False,
     ) -> Iterator[Trap]:
@@ -469,6 +475,8 @@ class Box:
 
         ``policy`` is a file of severities and exceptions.  ``declared`` are files that say what is needed, such as
         ``debian/control``: what they do not lead to is reported as undeclared.
+        ``since`` names a snapshot, with which the guest is compared, and not with what it is before the block: all that
+        came into it after that snapshot counts (see `inventory`).
         ``missing_is_empty`` takes a baseline file that does not exist for one that accepts nothing, for `Trap.accept`.
         A baseline that was written for another base is refused with ConfigError, unless ``rebase`` says that it will be
         written anew.
@@ -481,6 +489,7 @@ class Box:
             policy=None if policy is None else Path(policy),
             declared=tuple(map(Path, declared)),
             missing_is_empty=missing_is_empty,
+            before=None if since is None else self._inventory_of(since),
         )
         trap.begin(rebase=rebase)
         yield trap
@@ -623,6 +632,19 @@ class Box:
 
         with self._operation("probe", log=False) as (record, _):
             return ask(self._site, record, text, lambda: self._connected(record))
+
+    def _inventory_of(self, snapshot: str) -> Inventory:
+        from vmimagemanager.boxes import hindsight
+        from vmimagemanager.deadline import Stopwatch
+
+        names.snapshot_name(snapshot)
+        past = hindsight.Past.of(self._site.state.box(self._record().name), snapshot)
+        found = past.known()
+        if found is not None:
+            return found
+        watch = Stopwatch()
+        with self.fork(snapshot, count=1) as [clone]:
+            return past.ask(clone._probe, watch)
 
     def _lay_inserts(self, record: BoxRecord, entry: Entry) -> None:
         from vmimagemanager.boxes.inserts import Inserts

@@ -43,6 +43,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     multiple=True,
     help="A file that says what is needed, such as debian/control.",
 )
+@click.option("--since", metavar="SNAPSHOT", help="Compare with this snapshot, not with the guest as it is before.")
 @click.option("--accept", is_flag=True, help="Accept what is new: write the baseline, and print what was added.")
 @click.option("--rebase", is_flag=True, help="Write the baseline anew, for the base that the guest is now.")
 @click.option("--earlier", metavar="FILE", type=_FILE, help="The JSON document of an earlier run, to compare with.")
@@ -84,6 +85,7 @@ def trap(
             asked.baseline,
             policy=asked.policy,
             declared=asked.declared,
+            since=asked.since,
             missing_is_empty=asked.writes,
             rebase=asked.rebase,
         ) as set_trap:
@@ -108,6 +110,7 @@ class _Asked:
     baseline: Path
     policy: Path | None
     declared: tuple[Path, ...]
+    since: str | None
     accept: bool
     rebase: bool
     earlier: Path | None
@@ -186,5 +189,6 @@ def _accept(invocation: Invocation, set_trap: Trap, ended: Result, asked: _Asked
 
 def _accepting(box: str, asked: _Asked, words: tuple[str, ...]) -> str:
     policy = ["--policy", str(asked.policy)] if asked.policy else []
-    argv = ["vmimagemanager", "trap", box, "--baseline", str(asked.baseline), *policy, "--accept", "--", *words]
+    since = ["--since", asked.since] if asked.since else []
+    argv = ["vmimagemanager", "trap", box, "--baseline", str(asked.baseline), *policy, *since, "--accept", "--", *words]
     return shlex.join(argv)

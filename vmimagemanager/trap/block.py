@@ -25,6 +25,7 @@ class Trap:
         policy: Path | None = None,
         declared: tuple[Path, ...] = (),
         missing_is_empty: bool = False,
+        before: Inventory | None = None,
     ) -> None:
         self._path = baseline
         self._policy_path = policy
@@ -34,11 +35,11 @@ class Trap:
         self._baseline = Baseline()
         self._policy = Policy()
         self._needs: list[Need] | None = None
-        self._before: Inventory | None = None
+        self._before = before
         self._verdict: Verdict | None = None
 
     def begin(self, *, rebase: bool = False) -> None:
-        """Read the files and take the first inventory; raise ConfigError or GuestError.
+        """Read the files and take the first inventory, unless there is one; raise ConfigError or GuestError.
 
         A baseline of another base is refused, unless it is to be written anew.
         """
@@ -48,7 +49,8 @@ class Trap:
             self._policy = Policy.read(self._policy_path)
         if self._declared:
             self._needs = [need for path in self._declared for need in declarations.read(path)]
-        self._before = take(self._run)
+        if self._before is None:
+            self._before = take(self._run)
         if not rebase:
             self._baseline.require(self._before, source=self._path)
 
