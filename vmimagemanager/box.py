@@ -448,16 +448,20 @@ class Box:
         """Return what is in the guest: packages, and facts such as units, users, and files that no package owns.
 
         With ``verify`` every file of a package is compared with what its package brought, which takes its time.
-        Nothing is changed in the guest.  Raises GuestError; what the guest has no means to look at is `unknown`.
+        Nothing is changed in the guest.  Raises GuestError; what the guest has no means to look at is `unknown`.  One
+        that is off is looked at by an appliance, and what only a running one can tell is `unknown`, too.
 
-        What is in a ``snapshot``, verified, is asked of a clone of it the first time, and known from then on.  Raises
-        SnapshotError for one that is not live.
+        What is in a ``snapshot``, verified, is asked of a clone of it, or of its disk, the first time, and known from
+        then on.  Raises SnapshotError for a saved one.
         """
         from vmimagemanager.guest import inventory
 
         if snapshot is not None:
             return self._inventory_of(snapshot)
-        return inventory.take(self._probe, since=inventory.EVER if verify else None)
+        since = inventory.EVER if verify else None
+        if self._site.domain(self.name) is not None:
+            return inventory.take(self._probe, since=since)
+        return inventory.take(self._probe_disk, since=since, running=False)
 
     @contextmanager
     def trap(
@@ -633,6 +637,20 @@ class Box:
         with self._operation("probe", log=False) as (record, _):
             return ask(self._site, record, text, lambda: self._connected(record))
 
+    def _probe_disk(self, text: str, snapshot: str | None = None) -> bytes:
+        from vmimagemanager import snapshots
+        from vmimagemanager.boxes import offline_probe
+
+        with self._operation("probe", log=False) as (record, _):
+            folder = self._site.state.box(self.name)
+            if snapshot is not None:
+                disk = folder.layer(snapshots.find(folder, snapshot).layer)
+            elif self._settled(record) is None:
+                disk = folder.overlay
+            else:
+                raise BoxError(f"The box '{self.name}' was started meanwhile.", hint="Try again: it can be asked now.")
+            return offline_probe.ask(self._site, record, disk, text)
+
     def _inventory_of(self, snapshot: str) -> Inventory:
         from vmimagemanager.boxes import hindsight
         from vmimagemanager.deadline import Stopwatch
@@ -643,6 +661,8 @@ class Box:
         if found is not None:
             return found
         watch = Stopwatch()
+        if not past.is_live:
+            return past.ask(lambda text: self._probe_disk(text, snapshot), watch)
         with self.fork(snapshot, count=1) as [clone]:
             return past.ask(clone._probe, watch)
 

@@ -1,7 +1,8 @@
 """What was in a guest when a snapshot was taken of it, whatever the box is now.
 
-It is asked once, of a clone of the snapshot that is thrown away, and kept with the snapshot.  Every file of a package
-is compared with what its package brought, so that what was modified before is not taken for what is modified later.
+It is asked once, of a clone of the snapshot that is thrown away (or of its disk, where it has no memory), and kept with
+the snapshot.  Every file of a package is compared with what its package brought, so that what was modified before is
+not taken for what is modified later.
 """
 
 from __future__ import annotations
@@ -39,33 +40,38 @@ class Past:
         """Return a snapshot's; raise SnapshotError when there is none of that name."""
         return cls(folder, snapshots.find(folder, snapshot))
 
-    def known(self) -> Inventory | None:
-        """Return what is kept of the guest, or None when a clone of it has to be asked.
+    @property
+    def is_live(self) -> bool:
+        """Whether the snapshot has clones."""
+        return self.manifest.engine is Engine.LIVE
 
-        Raises SnapshotError for a snapshot that has no clones.
+    def known(self) -> Inventory | None:
+        """Return what is kept of the guest, or None when it has to be asked.
+
+        Raises SnapshotError when it cannot be: what is in a saved memory and not yet on the disk, no appliance sees.
         """
         try:
             found = snapshots.kept_inventory(self.folder.snapshot(self.manifest.name), self.manifest)
         except StateError as error:
             _log.warning("taking the inventory of '%s' again: %s", self._address, error)
             found = None
-        if found is None and self.manifest.engine is not Engine.LIVE:
+        if found is None and self.manifest.engine is Engine.SAVED:
             raise SnapshotError(
-                f"What is in '{self._address}' cannot be listed: it is a {self.manifest.engine} snapshot, and only a "
-                "live one has clones that can be asked.",
+                f"What is in '{self._address}' cannot be listed: it is a saved snapshot, and only a live one has "
+                "clones that can be asked.",
                 hint=f"vmimagemanager restore {self._address}, and ask the box: vmimagemanager inventory "
                 f"{self.folder.name}",
             )
         return found
 
     def ask(self, probe: Callable[[str], bytes], watch: Stopwatch) -> Inventory:
-        """Ask a clone, and keep what it says; ``watch`` was started before the clone was woken.
+        """Ask a clone (or the disk), and keep what it says; ``watch`` was started before the clone was woken.
 
         Changes count from the snapshot's moment on.  That is when it was taken, by the clock of this host, to which the
         guest's was set then; or, by a clock that nobody sets, what the clone's shows less the time that it has run.
         """
         mark = secrets.token_hex(16)
-        answer = probe(inventory.script(mark, since=EVER))
+        answer = probe(inventory.script(mark, since=EVER, running=self.is_live))
         woken = inventory.parse(answer, mark).clock - math.ceil(watch.total)
         since = max(0, min(int(self.manifest.created.timestamp()), woken) - _GRAIN)
         snapshot = self.folder.snapshot(self.manifest.name)

@@ -19,10 +19,10 @@ from vmimagemanager.cli.verb import verb
 @click.option("--verify", is_flag=True, help="Compare every file of a package with what its package brought.")
 @click.pass_obj
 def inventory(invocation: Invocation, where: str, *, form: str | None, verify: bool) -> None:
-    """List what is in a running guest, or was in it at a snapshot: packages, and what no package accounts for.
+    """List what is in a guest, or was in it at a snapshot: packages, and what no package accounts for.
 
     One line for each item, sorted, so that two inventories can be compared by diff. What the guest has no means to look
-    at is named on standard error. A snapshot is asked once, by a clone that is thrown away, and always verified.
+    at, or could not tell because it is off, is named on standard error. A snapshot is asked once, and always verified.
     """
     from vmimagemanager.report import inventory as report
     from vmimagemanager.report import sbom
