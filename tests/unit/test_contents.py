@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_snapshot_report import snapshot
+from vmimagemanager.boxes import archive
 from vmimagemanager.boxes.hindsight import Past
 from vmimagemanager.config import Engine
 from vmimagemanager.deadline import Stopwatch
@@ -125,3 +126,20 @@ def test_a_snapshot_without_clones_is_refused_with_what_helps(folder: SnapshotFo
     with pytest.raises(SnapshotError, match="'web@clean' cannot be listed: it is a saved snapshot") as caught:
         past.known()
     assert "vmimagemanager inventory web" in caught.value.hint
+
+
+def test_an_answer_that_is_not_understood_any_more_is_asked_for_again(
+    folder: SnapshotFolder, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_inventory(folder, manifest, answered(MARK), MARK, since=1)
+
+    def refuse(*_: object) -> None:
+        raise GuestError("dpkg-query wrote a line in the guest that is not understood.")
+
+    monkeypatch.setattr(inventory, "parse", refuse)
+    assert Past(BoxFolder(folder.path.parent.parent), manifest).known() is None
+
+
+def test_it_does_not_travel_with_an_archive() -> None:
+    assert archive.belongs(f"{archive.SNAPSHOT}domain.xml")
+    assert not archive.belongs(f"{archive.SNAPSHOT}inventory")

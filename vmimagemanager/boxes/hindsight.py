@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from vmimagemanager import snapshots
 from vmimagemanager.config import Engine
 from vmimagemanager.deadline import Stopwatch
-from vmimagemanager.errors import SnapshotError, StateError
+from vmimagemanager.errors import GuestError, SnapshotError, StateError
 from vmimagemanager.guest import inventory
 from vmimagemanager.guest.inventory import EVER, Inventory
 from vmimagemanager.names import Address
@@ -52,7 +52,7 @@ class Past:
         """
         try:
             found = snapshots.kept_inventory(self.folder.snapshot(self.manifest.name), self.manifest)
-        except StateError as error:
+        except (StateError, GuestError) as error:  # damaged, or read by a parser that was less strict
             _log.warning("taking the inventory of '%s' again: %s", self._address, error)
             found = None
         if found is None and self.manifest.engine is Engine.SAVED:
