@@ -285,6 +285,31 @@ class Bench:
         self.add("whole inventory of a guest / 'find / -xdev' in it, both over SSH", 3.0, pairs)
         box.undefine(force=True)
 
+    def trap_around_true(self) -> None:
+        """Compare a trap around nothing, its inventory before taken from the snapshot, with one inventory."""
+        from vmimagemanager.trap import Baseline
+
+        box = self.snapshotted("trap", SMALL, touched_mib=0)
+        baseline = self.site.state.path / "deps.toml"
+        Baseline().write(baseline)
+        box.inventory(snapshot="clean")
+
+        def trap() -> None:
+            with box.trap(baseline, since="clean") as trap:
+                box.run(["true"])
+            if trap.verdict.trapped:
+                raise SystemExit("The trap around 'true' was sprung: nothing to measure.")
+
+        pairs = []
+        for number in self.progress("trap around true"):
+            seconds = {}
+            for deed in (trap, box.inventory) if number % 2 else (box.inventory, trap):
+                box.restore("clean")
+                seconds[deed] = self.timed(deed)
+            pairs.append((seconds[trap], seconds[box.inventory]))
+        self.add("trap around 'true', compared with a snapshot / one inventory", 1.3, pairs)
+        box.undefine(force=True)
+
     def classification(self) -> None:
         from vmimagemanager.guest.inventory import Inventory, Package
         from vmimagemanager.trap import Baseline, compare
@@ -552,6 +577,7 @@ ROWS = {
     "insert": Bench.inserts,
     "store-files": Bench.stored_files,
     "inventory": Bench.inventory,
+    "trap-around-true": Bench.trap_around_true,
     "classification": Bench.classification,
     "trace": Bench.traces,
     "proof": Bench.proofs,

@@ -455,15 +455,24 @@ class Box:
                 return offline.extract(self._site, record, paths, Path(target))
             return transfer.extract(self._connected(record), paths, Path(target))
 
-    def inventory(self, *, verify: bool = False) -> Inventory:
+    def inventory(self, *, snapshot: str | None = None, verify: bool = False) -> Inventory:
         """Return what is in the guest: packages, and facts such as units, users, and files that no package owns.
 
         With ``verify`` every file of a package is compared with what its package brought, which takes its time.
-        Nothing is changed in the guest.  Raises GuestError; what the guest has no means to look at is `unknown`.
+        Nothing is changed in the guest.  Raises GuestError; what the guest has no means to look at is `unknown`.  One
+        that is off is looked at by an appliance, and what only a running one can tell is `unknown`, too.
+
+        What is in a ``snapshot``, verified, is asked of a clone of it, or of its disk, the first time, and known from
+        then on.  Raises SnapshotError for a saved one.
         """
         from vmimagemanager.guest import inventory
 
-        return inventory.take(self.as_root, since=inventory.EVER if verify else None)
+        if snapshot is not None:
+            return self._inventory_of(snapshot)
+        since = inventory.EVER if verify else None
+        if self._site.domain(self.name) is not None:
+            return inventory.take(self.as_root, since=since)
+        return inventory.take(self._probe_disk, since=since, running=False)
 
     @contextmanager
     def trap(
@@ -472,6 +481,7 @@ class Box:
         *,
         policy: str | Path | None = None,
         declared: Sequence[str | Path] = (),
+        since: str | None = None,
         trace: str | None = None,
         expect_clean: bool = False,
         missing_is_empty: bool = False,
@@ -485,7 +495,8 @@ class Box:
         which also tells who) packages of the base that the block used are reported, too, unless they are declared.
         ``expect_clean`` takes whatever differs for an error: nothing may be left behind.  Either that or a baseline is
         given.
-
+        ``since`` names a snapshot, with which the guest is compared, and not with what it is before the block: all that
+        came into it after that snapshot counts (see `inventory`).
         ``missing_is_empty`` takes a baseline file that does not exist for one that accepts nothing, for `Trap.accept`.
         A baseline that was written for another base is refused with ConfigError, unless ``rebase`` says that it will be
         written anew.  Raises UsageError for what does not go together, GuestError.
@@ -502,7 +513,13 @@ class Box:
             missing_is_empty=missing_is_empty,
             clean=expect_clean,
         )
-        trap = Trap(self.as_root, settings, tracer=tracer(trace, self.as_root), idle=self._do_nothing)
+        trap = Trap(
+            self.as_root,
+            settings,
+            tracer=tracer(trace, self.as_root),
+            idle=self._do_nothing,
+            before=None if since is None else self._inventory_of(since),
+        )
         try:
             trap.begin(rebase=rebase)
             yield trap
@@ -646,6 +663,35 @@ class Box:
     def _do_nothing(self) -> None:
         if self._record().settings.network != "none":
             self.run(["true"])
+
+    def _probe_disk(self, text: str, snapshot: str | None = None) -> bytes:
+        from vmimagemanager import snapshots
+        from vmimagemanager.boxes import offline_probe
+
+        with self._operation("probe", log=False) as (record, _):
+            folder = self._site.state.box(self.name)
+            if snapshot is not None:
+                disk = folder.layer(snapshots.find(folder, snapshot).layer)
+            elif self._settled(record) is None:
+                disk = folder.overlay
+            else:
+                raise BoxError(f"The box '{self.name}' was started meanwhile.", hint="Try again: it can be asked now.")
+            return offline_probe.ask(self._site, record, disk, text)
+
+    def _inventory_of(self, snapshot: str) -> Inventory:
+        from vmimagemanager.boxes import hindsight
+        from vmimagemanager.deadline import Stopwatch
+
+        names.snapshot_name(snapshot)
+        past = hindsight.Past.of(self._site.state.box(self._record().name), snapshot)
+        found = past.known()
+        if found is not None:
+            return found
+        watch = Stopwatch()
+        if not past.is_live:
+            return past.ask(lambda text: self._probe_disk(text, snapshot), watch)
+        with self.fork(snapshot, count=1) as [clone]:
+            return past.ask(clone.as_root, watch)
 
     def _lay_inserts(self, record: BoxRecord, entry: Entry) -> None:
         from vmimagemanager.boxes.inserts import Inserts

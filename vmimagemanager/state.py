@@ -30,12 +30,21 @@ class SnapshotFolder:
     path: Path
 
     @property
+    def box(self) -> str:
+        return self.path.parent.parent.name
+
+    @property
     def manifest(self) -> Path:
         return self.path / "manifest.toml"
 
     @property
     def definition(self) -> Path:
         return self.path / "domain.xml"
+
+    @property
+    def inventory(self) -> Path:
+        """What its guest answered when it was asked what is in it."""
+        return self.path / "inventory"
 
     @property
     def ram(self) -> Path:

@@ -68,6 +68,7 @@ class Runner:
     def __init__(self, pytester: pytest.Pytester, recorder: Recorder) -> None:
         self._pytester = pytester
         self.recorder = recorder
+        self.path = pytester.path
 
     def __call__(self, source: str, *options: str) -> pytest.RunResult:
         self._pytester.makepyfile(source)

@@ -37,7 +37,7 @@ OWNERS = {
     "junitparser": ("report/trapfiles.py",),
     "click": ("cli/",),
     "rich": ("cli/", "report/"),
-    "pytest": ("pytest_plugin.py",),
+    "pytest": ("pytest_plugin/",),
     "time.sleep": ("deadline.py",),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from vmimagemanager.guest.inventory.answer import visible
 MARK = "0123456789abcdef"
 PACKAGES_PROBE = inventory.script(MARK, Scope.PACKAGES)
 PROBE = inventory.script(MARK)
+STILL_PROBE = inventory.script(MARK, running=False)
 
 DPKG = {
     "dpkg": "install ok installed\thello\tamd64\t2.10-3\thello\t\tdpkg (>= 1.15)\t"
@@ -250,7 +252,44 @@ def test_the_walk_finds_odd_names_and_rights_with_either_find(find: str, tmp_pat
     assert b"/opt/a b/c" in found
 
 
-def test_a_guest_without_find_awk_and_gzip_says_what_it_cannot_tell(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_changed_since_is_hashed_on_the_walk_that_lists_it(when: str, tmp_path: Path) -> None:
+    tree(tmp_path)
+    program = tmp_path / "usr/bin/at"
+    sums = tmp_path / "at.md5sums"
+    path = f"{tmp_path}/usr/bin/at".removeprefix("/")
+    sums.write_text(f"{'a' * 32}  {path}\n{'b' * 32}  {path}.gz\n{'c' * 32}  usr/bin/other\n")
+    changed = int(program.stat().st_ctime)
+    script = inventory.script(MARK, since=changed + 60 if when == "after" else changed - 60)
+    script = relocated(script, tmp_path).replace("'/usr/*'", f"'{tmp_path}/usr/*'")
+    script = script.replace("/var/lib/dpkg/info/*.md5sums", str(sums))
+    sections = sections_of(process.run(["sh", "-s"], stdin=script.encode()).stdout, MARK)
+    assert b"/usr/bin/at" in sections.raw("files")
+    if when == "after":
+        assert sections.raw("changed") == b""
+        assert "conffiles" not in sections
+        return
+    lines = sections.raw("changed").split(b"\n")
+    digest = hashlib.md5(program.read_bytes(), usedforsecurity=False).hexdigest()
+    assert f"{digest}  /{path}".encode() in lines
+    assert f"={'a' * 32}  {path}".encode() in lines
+    assert not any(b"other" in line for line in lines)
+    assert any(line.startswith(b"\\") and b"new\\nline" in line for line in lines)
+    walk = files.parse(sections, {}, MARK)
+    assert walk is not None
+    assert {fact.name: fact.detail for fact in files.modified(sections, walk)} == {f"/{path}": f"md5 {digest}"}
+
+
+def test_of_a_guest_that_is_off_nothing_is_asked_that_the_kernel_under_it_would_answer(tmp_path: Path) -> None:
+    tree(tmp_path)
+    found = read(process.run(["sh", "-s"], stdin=relocated(STILL_PROBE, tmp_path).encode()).stdout)
+    assert found.unknown[Kind.SOCKET] == found.unknown[Kind.MODULE] == "the guest is off"
+    assert not {fact.kind for fact in found.facts} & {Kind.SOCKET, Kind.MODULE}
+    assert (found.system.kernel, found.system.machine) == ("", "")
+    assert facts(found, Kind.USER)["root"]
+
+
+def test_a_guest_without_find_and_gzip_says_what_it_cannot_tell(tmp_path: Path) -> None:
     for name in ("cat", "grep", "sed", "dpkg-query", "uname", "date", "sha256sum"):
         (tmp_path / name).symlink_to(str(shutil.which(name)))
     script = PROBE.replace("PATH=", f"PATH={tmp_path} OLD=", 1)

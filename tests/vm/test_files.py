@@ -124,7 +124,7 @@ def work(manager: Manager, record: BoxRecord, script: str, disk: Path, *, write:
     """Run a script in an appliance, and return what it writes to its stream."""
     heard = bytearray()
     kit = offline.kit(manager.site, record)
-    with offline._folder(manager.site, "a test") as own:
+    with offline.work_folder(manager.site, "a test") as own:
         worked = appliance.work(kit, script, disk, own, write=write, drain=lambda stream: heard.extend(stream.read()))
     assert worked.status == 0, worked.printed
     return bytes(heard)

@@ -9,6 +9,7 @@ from typing import Protocol
 import pytest
 
 from vmimagemanager.manager import Manager
+from vmimagemanager.trap import Baseline
 
 pytest_plugins = "pytester"
 
@@ -95,3 +96,32 @@ def test_two_runs_at_once_share_one_box_without_meeting(run: Run, pytester: pyte
     for child in children:
         output, _ = child.communicate()
         assert child.returncode == 0, output.decode()
+
+
+def test_a_marked_test_is_trapped_for_what_its_body_brings_in_and_for_nothing_else(
+    run: Run, pytester: pytest.Pytester
+) -> None:
+    Baseline(accepted=frozenset({"user:accepted"})).write(pytester.path / "deps.toml")
+    result = run(
+        f"""
+        import pytest
+
+        @pytest.fixture
+        def filled(box):
+            box.script("install -m 4755 /bin/true /usr/local/bin/of-the-fixture")
+            return box
+
+        @pytest.mark.vmim_trap(baseline="deps.toml")
+        def test_a_brings_something_in(filled):
+            filled.script("useradd --system --no-create-home --no-user-group accepted")
+            filled.script("install -m 4755 /bin/true /usr/local/bin/of-the-body")
+
+        @pytest.mark.vmim_trap(baseline="deps.toml", since="{run.given.snapshot}")
+        def test_b_brings_nothing_in(box):
+            box.run(["true"])
+        """
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["Trapped: *", "  setuid:/usr/local/bin/of-the-body *"])
+    result.stdout.no_fnmatch_line("*of-the-fixture*")
+    result.stdout.no_fnmatch_line("*trapped.py*")

@@ -142,3 +142,4 @@ def _snapshot(folder: BoxFolder, name: str) -> None:
     DomainXml.read(snapshot.definition)
     for disk in manifest.disks:
         disks.chain(folder.layer(manifest.layer, disk))
+    snapshots.kept_inventory(snapshot, manifest)

@@ -31,7 +31,7 @@ from vmimagemanager.units import Size
 
 _NO_ROOT = 41
 # Sets $device, and mounts it on /mnt, read-only.
-_FIND = f"""\
+FIND = f"""\
 root=
 others=
 tries=0
@@ -115,7 +115,7 @@ def insert(site: Site, record: BoxRecord, layings: Sequence[Laying]) -> None:
 
     Raises TransferError, SpaceError, BoxError for a disk that has no file system that is known.
     """
-    with _own_copy(site, record) as disk, _folder(site, "inserting files") as own:
+    with _own_copy(site, record) as disk, work_folder(site, "inserting files") as own:
         for folder, group in groupby(layings, key=lambda laying: laying.folder):
             feeds = [laying.feed for laying in group]
 
@@ -123,7 +123,7 @@ def insert(site: Site, record: BoxRecord, layings: Sequence[Laying]) -> None:
                 for one in feeds:
                     one(stream)
 
-            script = f"folder={_quoted(folder)}\n{_FIND}{_INSERT}{_LEAVE}exit $status\n"
+            script = f"folder={_quoted(folder)}\n{FIND}{_INSERT}{_LEAVE}exit $status\n"
             worked = appliance.work(kit(site, record), script, disk, own, write=True, feed=feed)
             _require_done(worked, f"The files cannot be laid into '{folder}' of '{record.name}'")
 
@@ -132,14 +132,14 @@ def extract(site: Site, record: BoxRecord, sources: Sequence[PurePosixPath], tar
     """Copy files and folders out of a box that is off, as `guest.transfer.extract` does of one that runs."""
     words = " ".join(_quoted(source) for source in sources)
     script = (
-        f"{_FIND}{_INSIDE}inside sh -c {shlex.quote(_FUNCTIONS + SEND)} sh {words} >&3\nstatus=$?\n{_LEAVE}"
+        f"{FIND}{_INSIDE}inside sh -c {shlex.quote(_FUNCTIONS + SEND)} sh {words} >&3\nstatus=$?\n{_LEAVE}"
         "exit $status\n"
     )
     said = ", ".join(f"'{source}'" for source in sources)
     disk = site.state.box(record.name).overlay
     with (
         landing.prepared([source.name for source in sources], target) as arrival,
-        _folder(site, "copying files") as own,
+        work_folder(site, "copying files") as own,
     ):
         failures: list[TransferError] = []
 
@@ -158,8 +158,8 @@ def extract(site: Site, record: BoxRecord, sources: Sequence[PurePosixPath], tar
 
 def archive(site: Site, record: BoxRecord, disk: Path, keep: Callable[[BinaryIO], object]) -> None:
     """Send the root file system of a disk to ``keep`` as a tar stream."""
-    with _folder(site, "archiving files") as own:
-        worked = appliance.work(kit(site, record), _FIND + _ARCHIVE, disk, own, drain=keep)
+    with work_folder(site, "archiving files") as own:
+        worked = appliance.work(kit(site, record), FIND + _ARCHIVE, disk, own, drain=keep)
     _require_done(worked, f"The files of '{record.name}' cannot be archived")
 
 
@@ -183,8 +183,8 @@ def filled(site: Site, record: BoxRecord, feed: Feed) -> Path:
 
 def fill(site: Site, record: BoxRecord, disk: Path, feed: Feed) -> None:
     """Make the root file system of a disk anew, with the files of a tar stream and nothing else."""
-    with _folder(site, "putting back files") as own:
-        worked = appliance.work(kit(site, record), _FIND + _FILL, disk, own, write=True, feed=feed)
+    with work_folder(site, "putting back files") as own:
+        worked = appliance.work(kit(site, record), FIND + _FILL, disk, own, write=True, feed=feed)
         _require_done(worked, f"The files cannot be put back onto the disk of '{record.name}'")
 
 
@@ -251,7 +251,8 @@ def copy(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _folder(site: Site, purpose: str) -> Iterator[Path]:
+def work_folder(site: Site, purpose: str) -> Iterator[Path]:
+    """Yield a staged folder for what an appliance is started with."""
     with stage(site.state.path, purpose=purpose) as own:
         own.chmod(0o755)  # QEMU's user reads the initrd in it
         yield own
@@ -261,16 +262,26 @@ def _quoted(path: PurePosixPath) -> str:
     return shlex.quote(str(path))
 
 
-def _require_done(worked: Worked, said: str) -> None:
-    if worked.status == 0:
-        return
-    lines = [line for line in worked.printed.splitlines() if "Exiting with failure status" not in line]
+def refuse_no_root(worked: Worked, said: str) -> None:
+    """Raise BoxError that begins with ``said``, when a script found no root file system to work on."""
     if worked.status == _NO_ROOT:
+        lines = _lines(worked)
         found = lines[-1].removeprefix("found:").strip() if lines else ""
         raise BoxError(
             f"{said}: no ext4 file system with an '/etc' is on its disk" + (f", only {found}." if found else "."),
             hint="Start the box, and do it while it runs; a disk of another kind is stored whole: --format qcow2",
         )
+
+
+def _lines(worked: Worked) -> list[str]:
+    return [line for line in worked.printed.splitlines() if "Exiting with failure status" not in line]
+
+
+def _require_done(worked: Worked, said: str) -> None:
+    if worked.status == 0:
+        return
+    refuse_no_root(worked, said)
+    lines = _lines(worked)
     if any(says_full(line) for line in lines):
         raise SpaceError(f"{said}: its disk is full.", detail=worked.printed)
     reason = lines[-1].removeprefix("tar: ").rstrip(".") if lines else f"status {worked.status}"

@@ -45,6 +45,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     multiple=True,
     help="A file that says what is needed, such as debian/control.",
 )
+@click.option("--since", metavar="SNAPSHOT", help="Compare with this snapshot, not with the guest as it is before.")
 @click.option(
     "--trace",
     metavar="HOW",
@@ -105,6 +106,7 @@ def trap(
             asked.baseline,
             policy=asked.policy,
             declared=asked.declared,
+            since=asked.since,
             missing_is_empty=asked.writes,
             rebase=asked.rebase,
             trace=asked.trace,

@@ -25,6 +25,7 @@ class Asked:
     baseline: Path | None
     policy: Path | None
     declared: tuple[Path, ...]
+    since: str | None
     trace: str | None
     prove: bool
     on: str | None
@@ -63,7 +64,12 @@ class Asked:
         """Return the command that accepts what was found, if there is one."""
         if self.baseline is None:
             return ""
-        options = [("--baseline", self.baseline), ("--policy", self.policy), ("--trace", self.trace)]
+        options = [
+            ("--baseline", self.baseline),
+            ("--policy", self.policy),
+            ("--since", self.since),
+            ("--trace", self.trace),
+        ]
         options += [("--declared", path) for path in self.declared]
         given = [word for option, value in options if value for word in (option, str(value))]
         return shlex.join(["vmimagemanager", "trap", box, *given, "--accept", "--", *words])

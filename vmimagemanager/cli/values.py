@@ -74,6 +74,19 @@ class _Snapshot(_AddressType):
         return _items(known, incomplete)
 
 
+class _BoxOrSnapshot(_TextType):
+    """A box, or one of its snapshots; completed to both."""
+
+    name = "box or snapshot"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401, ARG002
+        return str(names.Address.parse(value)) if "@" in value else names.box_name(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        boxes = BOX.shell_complete(ctx, param, incomplete)
+        return [*boxes, *(SNAPSHOT.shell_complete(ctx, param, incomplete) if "@" in incomplete else ())]
+
+
 class _Image(_TextType):
     """The name of an image, or with its generation; ``buildable`` ones have a recipe."""
 
@@ -128,6 +141,7 @@ SIZE = _Size()
 FORMAT = _Format()
 BOX = _Box()
 SNAPSHOT = _Snapshot()
+BOX_OR_SNAPSHOT = _BoxOrSnapshot()
 NEW_SNAPSHOT = _Snapshot(new=True)
 IMAGE = _Image()
 RECIPE = _Image(buildable=True)

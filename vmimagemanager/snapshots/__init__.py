@@ -1,6 +1,7 @@
 """Snapshots: one protocol, three engines, one name space."""
 
 from vmimagemanager.snapshots.catalogue import Snapshot, find, listing, names, standing_on, sweep, tree
+from vmimagemanager.snapshots.contents import keep_inventory, kept_inventory
 from vmimagemanager.snapshots.fitness import hindrances, require_platform, require_whole
 from vmimagemanager.snapshots.interrupted import leftovers, settle
 from vmimagemanager.snapshots.layers import Footing, add_disks, new_overlays, put_in_place, stand_on
@@ -28,6 +29,8 @@ __all__ = [
     "find",
     "footing_of",
     "hindrances",
+    "keep_inventory",
+    "kept_inventory",
     "leftovers",
     "listing",
     "names",

@@ -53,6 +53,7 @@ class Trap:
         *,
         tracer: Tracer | None = None,
         idle: Callable[[], object] = lambda: None,
+        before: Inventory | None = None,
     ) -> None:
         if tracer is not None and not settings.declared:
             raise UsageError(
@@ -68,12 +69,12 @@ class Trap:
         self._baseline = Baseline()
         self._policy = Policy()
         self._needs: list[Need] | None = None
-        self._before: Inventory | None = None
+        self._before = before
         self._after: Inventory | None = None
         self._verdict: Verdict | None = None
 
     def begin(self, *, rebase: bool = False) -> None:
-        """Read the files and take the first inventory; raise ConfigError or GuestError.
+        """Read the files and take the first inventory, unless there is one; raise ConfigError or GuestError.
 
         A baseline of another base is refused, unless it is to be written anew.
         """
@@ -91,7 +92,8 @@ class Trap:
             programs = self._tracer.begin()
             self._do_nothing()
             self._idle = programs.union(self._tracer.end())
-        self._before = take(self._run)
+        if self._before is None:
+            self._before = take(self._run)
         if path is not None and not rebase:
             self._baseline.require(self._before, source=path)
         if self._tracer is not None:

@@ -1,7 +1,7 @@
 """What is in a guest, asked in one round trip.
 
 The probe is a POSIX sh script for the standard input of one ``sh -s``.  It needs no file of its own in the guest, nor
-any program but the shell for what the guest's package manager can say; what else is missing (find, awk, getcap)
+any program but the shell for what the guest's package manager can say; what else is missing (find, grep, getcap)
 is told, and never taken for nothing.  The guest only reads and lists: everything is understood here.
 """
 
@@ -56,7 +56,7 @@ main() {{
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C TZ=UTC
 export PATH LC_ALL TZ
 unset DPKG_ROOT DPKG_ADMINDIR RPM_CONFIGDIR COLUMNS POSIXLY_CORRECT GREP_OPTIONS SYSTEMD_COLORS GZIP
-mark={mark} since={since}
+mark={mark} since={since} running={running}
 section() {{
     printf '\036%s %s\n' "$mark" "$1"
     shift
@@ -78,29 +78,29 @@ if command -v gzip >/dev/null 2>&1; then main </dev/null | gzip -1; else main </
 """
 
 
-def take(run: Run, scope: Scope = Scope.WHOLE, *, since: int | None = None) -> Inventory:
-    """Return what is in the guest now.
+def take(run: Run, scope: Scope = Scope.WHOLE, *, since: int | None = None, running: bool = True) -> Inventory:
+    """Return what is in the guest now; ``running`` is false where its disk alone is looked at.
 
     Files of packages that have changed since the second ``since`` of the guest's clock (`Inventory.clock`, or `EVER`)
     are compared with what their packages brought; without it they are not.  Raises GuestError when the answer was cut
     off, when a package manager failed, or when the guest has none that is known.  Nothing is changed in the guest.
     """
     mark = secrets.token_hex(16)
-    return parse(run(script(mark, scope, since=since)), mark)
+    return parse(run(script(mark, scope, since=since, running=running)), mark)
 
 
-def script(mark: str, scope: Scope = Scope.WHOLE, *, since: int | None = None) -> str:
+def script(mark: str, scope: Scope = Scope.WHOLE, *, since: int | None = None, running: bool = True) -> str:
     """Return the probe, whose sections are told apart by ``mark``: letters and digits that nobody can guess."""
     parts = [manager.PROBE for manager in MANAGERS]
     if scope is Scope.WHOLE:
         parts += [manager.FILES_PROBE for manager in MANAGERS]
         parts += [files.PROBE, files.CHANGED_PROBE, languages.PROBE, system.PROBE]
-    return framed(mark, "".join(parts), since="" if since is None else str(int(since)))
+    return framed(mark, "".join(parts), since="" if since is None else str(int(since)), running=running)
 
 
-def framed(mark: str, body: str, *, since: str = "") -> str:
+def framed(mark: str, body: str, *, since: str = "", running: bool = True) -> str:
     """Return a script of sections, told apart by ``mark``, whose answer `answer.read` understands."""
-    return _FRAME.format(mark=mark, since=since, body=body)
+    return _FRAME.format(mark=mark, since=since, running="yes" if running else "", body=body)
 
 
 def parse(answer: bytes, mark: str) -> Inventory:
@@ -139,7 +139,7 @@ def _whole(found: Answer, packages: set[Package], mark: str) -> Inventory:
     if walk is not None and "changed" in found:
         facts |= {*files.modified(found, walk)}
     else:
-        unknown[Kind.MODIFIED] = "it was not asked for, or the guest has no dpkg, awk or md5sum"
+        unknown[Kind.MODIFIED] = "it was not asked for, or the guest has no dpkg, grep, sed or md5sum"
     if "capabilities" not in found:
         unknown[Kind.CAPABILITY] = "the guest has no getcap"
     return Inventory(

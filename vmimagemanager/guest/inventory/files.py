@@ -42,8 +42,24 @@ walk() {
 PROBE = (
     ROOTS
     + r"""
+listed() {
+    walk ! -type d -printf '%m %U %G %s %y\0%l\0%p\0' "$@"
+}
+hashed() {
+    sums=$(listed -type f -newerct "@$since" -size -262144k \( -path '/usr/*' -o -path '/etc/*' -o -path '/boot/*' \
+        -o -path '/opt/*' -o -path '/bin/*' -o -path '/sbin/*' -o -path '/lib*' \) \
+        -exec sh -c 'exec md5sum -- "$@" >&3' sh {} + 3>&1 >&4)
+} 4>&1
+compare=
 if have find && find /proc/self/mounts -printf '' 2>/dev/null; then
-    section files walk ! -type d -printf '%m %U %G %s %y\0%l\0%p\0'
+    if [ "$since" ] && have sed && have grep && have md5sum && have dpkg-query &&
+        find / -prune -newerct "@$since" >/dev/null 2>&1
+    then
+        compare=yes
+        section files hashed
+    else
+        section files listed
+    fi
 elif have find && have stat; then
     section files-stat walk ! -type d -exec stat -c "$mark %f %u %g %s %n" {} +
 fi
@@ -53,24 +69,21 @@ fi
 """
 )
 
-# What has changed since a moment of the guest's own clock is hashed in the guest; of dpkg's sums only those for the
-# same paths come back.  What lies where packages seldom put files, or is very large, could take minutes: left out.
-# The change time cannot be set by a program, unlike the time of last modification.
+# What has changed since a moment of the guest's own clock is hashed in the guest, on the walk that lists it; of dpkg's
+# sums only lines come back that hold one of those paths, or the end of one.  What lies where packages seldom put files,
+# or is very large, could take minutes: left out.  The change time cannot be set by a program, unlike the time of last
+# modification.
 CHANGED_PROBE = r"""
-changed_sums() {
-    {
-        walk -type f -newerct "@$since" -size -262144k \( -path '/usr/*' -o -path '/etc/*' -o -path '/boot/*' \
-            -o -path '/opt/*' -o -path '/bin/*' -o -path '/sbin/*' -o -path '/lib*' \) -exec md5sum -- {} +
-        echo
-        cat /var/lib/dpkg/info/*.md5sums
-    } | awk '
-        !second && /^$/ { second = 1; next }
-        !second { print; seen[substr($0, 35)] = 1; next }
-        { path = substr($0, 35); if (("/" path) in seen || ("/usr/" path) in seen) print "=" $0 }'
+changed() {
+    [ "$sums" ] || return 0
+    printf '%s\n' "$sums"
+    printf '%s\n' "$sums" | sed -e '/^\\/d' -e 's/^.\{34\}//' -e 's#^/usr/#/#' -e 's#^/##' |
+        grep -hF -f - /var/lib/dpkg/info/*.md5sums | sed 's/^/=/'
 }
-if [ "$since" ] && have awk && have md5sum && have dpkg-query && find / -prune -newerct "@$since" >/dev/null 2>&1; then
-    section changed changed_sums
-    section conffiles dpkg-query -W -f '${Conffiles}\n'
+if [ "$compare" ]; then
+    section changed changed
+    [ ! "$sums" ] || section conffiles dpkg-query -W -f '${Conffiles}\n'
+    sums=
 fi
 """
 

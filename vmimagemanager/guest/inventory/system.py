@@ -46,19 +46,22 @@ section groups show /etc/group
 section repositories repositories
 if have sha256sum; then section keys keys; fi
 section archive archive
-if [ -e /proc/modules ]; then section modules show /proc/modules; fi
-if have ss; then
-    PROC_ROOT=/proc/  # without it ss would load modules into the kernel
-    export PROC_ROOT
-    section sockets ss -Hlntup
-else
-    section sockets-proc cat /proc/net/tcp /proc/net/tcp6 /proc/net/udp /proc/net/udp6
-fi
+alive() {
+    if [ -e /proc/modules ]; then section modules show /proc/modules; fi
+    if have ss; then
+        PROC_ROOT=/proc/  # without it ss would load modules into the kernel
+        export PROC_ROOT
+        section sockets ss -Hlntup
+    else
+        section sockets-proc cat /proc/net/tcp /proc/net/tcp6 /proc/net/udp /proc/net/udp6
+    fi
+    section kernel show /proc/sys/kernel/osrelease
+    if [ -e /proc/sys/kernel/arch ]; then section machine show /proc/sys/kernel/arch; else section machine uname -m; fi
+}
+if [ "$running" ]; then alive; else section off :; fi
 for file in /etc/os-release /usr/lib/os-release; do
     if [ -e "$file" ]; then section os-release show "$file"; break; fi
 done
-section kernel show /proc/sys/kernel/osrelease
-if [ -e /proc/sys/kernel/arch ]; then section machine show /proc/sys/kernel/arch; else section machine uname -m; fi
 section clock date +%s
 """
 
@@ -107,10 +110,12 @@ def facts(answer: Answer) -> Iterator[Fact]:
 def unknown(answer: Answer) -> dict[Kind, str]:
     """Return what could not be looked at, and why."""
     reasons = {}
-    if "sockets" in answer and answer.statuses["sockets"]:
-        reasons[Kind.SOCKET] = "ss failed"
     if "keys" not in answer:
         reasons[Kind.KEY] = "the guest has no sha256sum"
+    if "off" in answer:
+        return reasons | dict.fromkeys((Kind.SOCKET, Kind.MODULE), "the guest is off")
+    if "sockets" in answer and answer.statuses["sockets"]:
+        reasons[Kind.SOCKET] = "ss failed"
     if "modules" not in answer:
         reasons[Kind.MODULE] = "the guest's kernel has no modules"
     return reasons

@@ -1,7 +1,7 @@
 """The fixture ``box``: a leased test machine, put back to its snapshot for each test.
 
 It is loaded by every pytest run of an environment that has this package, so that it imports nothing foreign until a
-test uses the fixture.  ``vmimagemanager-pytest(7)`` describes options, ini keys and the marker.
+test uses the fixture.  ``vmimagemanager-pytest(7)`` describes options, ini keys and the markers.
 """
 
 from __future__ import annotations
@@ -15,12 +15,32 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmimagemanager import names
-from vmimagemanager.errors import LeaseError, UsageError, VmimError
+from vmimagemanager.errors import UsageError, VmimError
+from vmimagemanager.pytest_plugin import trapped
+from vmimagemanager.pytest_plugin.failure import failed
+from vmimagemanager.pytest_plugin.trapped import (
+    box_in_use,
+    pytest_collection_modifyitems,
+    pytest_runtest_call,
+    pytest_runtest_setup,
+    pytest_runtest_teardown,
+)
 from vmimagemanager.units import parse_duration
 
 if TYPE_CHECKING:
     from vmimagemanager.box import Box
     from vmimagemanager.manager import Manager
+
+__all__ = [
+    "box",
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "pytest_runtest_call",
+    "pytest_runtest_makereport",
+    "pytest_runtest_setup",
+    "pytest_runtest_teardown",
+]
 
 SNAPSHOT = "clean"
 MARKER = "vmim(box=NAME, snapshot=NAME): the test machine and the snapshot that the fixture 'box' hands to this test"
@@ -38,7 +58,6 @@ class Wanted:
 
 
 _wanted_wait = pytest.StashKey[timedelta | None]()
-_box_in_use = pytest.StashKey["Box"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,8 +80,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, and refuse an option that nobody can act upon before any test runs."""
+    """Register the markers, and refuse an option that nobody can act upon before any test runs."""
     config.addinivalue_line("markers", MARKER)
+    config.addinivalue_line("markers", trapped.MARKER)
     wait = config.getoption("--vmim-wait")
     try:
         config.stash[_wanted_wait] = None if wait is None else parse_duration(wait)
@@ -84,7 +104,7 @@ def _vmim_manager() -> Iterator[Manager]:
     try:
         manager = Manager.open()
     except VmimError as error:
-        raise _failed(error) from None
+        raise failed(error) from None
     with manager:
         yield manager
 
@@ -96,24 +116,25 @@ def box(request: pytest.FixtureRequest, _vmim_manager: Manager) -> Iterator[Box]
     try:
         leased = _vmim_manager.lease(wanted.box, wait=wanted.wait)
     except VmimError as error:
-        raise _failed(error) from None
+        raise failed(error) from None
     with leased:
         try:
             leased.restore(wanted.snapshot)
         except VmimError as error:
-            raise _failed(error) from None
-        request.node.stash[_box_in_use] = leased
+            raise failed(error) from None
+        request.node.stash[box_in_use] = leased
         try:
             yield leased
         finally:
-            del request.node.stash[_box_in_use]
+            del request.node.stash[box_in_use]
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the last lines of the guest's console below a failure of a test that has a box."""
+    """Show what the trap has found and the last lines of the guest's console below a failure of a test."""
     report = yield
-    leased = item.stash.get(_box_in_use, None)
+    trapped.tell(item, report)
+    leased = item.stash.get(box_in_use, None)
     if leased is not None and report.failed:
         from vmimagemanager.guest.console import last_lines
 
@@ -142,10 +163,3 @@ def _wanted(request: pytest.FixtureRequest) -> Wanted:
 
 def _setting(config: pytest.Config, name: str) -> str:
     return str(config.getoption(f"--vmim-{name}") or config.getini(f"vmim_{name}"))
-
-
-def _failed(error: VmimError) -> BaseException:
-    """Return what ends the fixture with all that a person has to know, and without a traceback of ours."""
-    hint = "Wait longer with --vmim-wait, or end that process." if type(error) is LeaseError else error.hint
-    text = "\n".join(part for part in (f"vmimagemanager: {error.message}", error.detail, hint) if part)
-    return pytest.fail.Exception(text, pytrace=False)
