@@ -63,6 +63,11 @@ def test_bios_firmware_starts_the_disk_and_nothing_else_does(
     assert (root, firmware) == ("/dev/vda1", "bios")
 
 
+def test_the_box_is_used_as_the_user_of_its_image(bios: Box) -> None:
+    assert (bios.show().user, bios.show().settings.user) == ("tester", None)
+    assert bios.run(["id", "-un"]).text == "tester\n"
+
+
 def test_it_is_restored_and_forked(bios: Box) -> None:
     boot_id = bios.script(BOOT_ID).text
     assert bios.snapshot("clean").engine == "live"

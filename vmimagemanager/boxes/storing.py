@@ -227,7 +227,7 @@ def _described(site: Site, record: BoxRecord, disk: Path, wanted: Wanted) -> Ima
         command_line=boot.command_line,
         firmware="uefi" if uefi else "bios",
         agent=record.settings.channel is Channel.AGENT,
-        user=record.settings.user,
+        user=record.user,
         digests={},
         os=base.os if base else "",
         release=base.release if base else "",
