@@ -153,7 +153,13 @@ def test_mmdebstrap_is_told_what_a_recipe_says(folder: Path) -> None:
 
 def test_ubuntu_has_its_own_kernel_components_and_keyring() -> None:
     words = [str(word) for word in debian.words(RECIPES["ubuntu-24.04"], Path("/s"), Path("/s/root.tar"), None)]
-    assert words[-2:] == ["noble", "/s/root.tar"]
+    assert words[-5:] == [
+        "noble",
+        "/s/root.tar",
+        "deb http://archive.ubuntu.com/ubuntu noble main universe",
+        "deb http://archive.ubuntu.com/ubuntu noble-updates main universe",
+        "deb http://security.ubuntu.com/ubuntu noble-security main universe",
+    ]
     assert "--components=main,universe" in words
     assert "--keyring=/usr/share/keyrings/ubuntu-archive-keyring.gpg" in words
     (include,) = (word for word in words if word.startswith("--include="))

@@ -219,8 +219,18 @@ def words(recipe: Recipe, stage: Path, tar: Path, mirror: str | None) -> list[st
         *hooks,
         recipe.suite,
         tar,
-        *([mirror] if mirror is not None else []),
+        *_sources(recipe, mirror),
     ]
+
+
+def _sources(recipe: Recipe, mirror: str | None) -> list[str]:
+    if mirror is not None:
+        return [mirror]
+    if recipe.distribution == "debian":
+        return []
+    # mmdebstrap takes a release of which it never heard for one of Debian's: its own list of Ubuntu's ends with 18.10.
+    components = " ".join(recipe.components or DISTRIBUTIONS[recipe.distribution].components)
+    return [f"deb {uri} {suite} {components}" for uri, suite in epoch.sources(recipe, None)]
 
 
 def _early(recipe: Recipe) -> layout.Entries:
