@@ -131,6 +131,32 @@ def test_an_overlay_gets_the_changes_and_what_it_stands_on_does_not(raw: Path, t
     is_nobodys(seen)
 
 
+@pytest.mark.parametrize("offset", [0, 1 << 20])
+@pytest.mark.parametrize("disk_format", ["raw", "qcow2"])
+def test_a_journal_is_replayed_first_also_in_a_partition(
+    raw: Path, tmp_path: Path, offset: int, disk_format: str
+) -> None:
+    block, commands = tmp_path / "block", tmp_path / "commands"
+    block.write_bytes(b"journalled" * 409 + b"......")
+    commands.write_text(f"jo\njw -b 5000 {block}\njc\n")
+    subprocess.run(["/usr/sbin/debugfs", "-w", "-f", commands, raw], check=True, capture_output=True)
+    assert "needs_recovery" in debugfs(raw, "stats -h")
+    disk, seen = tmp_path / f"disk.{disk_format}", tmp_path / "seen.raw"
+    seen.write_bytes(bytes(offset) + raw.read_bytes())
+    if offset:
+        table = f"label: dos\nstart={offset // 512}, type=83\n"
+        subprocess.run(["/usr/sbin/sfdisk", "-q", seen], input=table.encode(), check=True)
+    disks.convert(seen, disk, source_format="raw", target_format=disk_format)
+    taken_out(disk, disk_format)
+    disks.convert(disk, seen, source_format=disk_format, target_format="raw")
+    content = seen.read_bytes()[offset:]
+    raw.write_bytes(content)
+    assert "needs_recovery" not in debugfs(raw, "stats -h")
+    size = 1024 if "Block size:               1024" in debugfs(raw, "stats -h") else 4096
+    assert content[5000 * size :].startswith(b"journalled")
+    is_nobodys(raw)
+
+
 def test_a_name_that_debugfs_could_take_for_something_else_is_refused(tree: Path, tmp_path: Path) -> None:
     (tree / "var/lib/cloud/a b").write_text("x")
     raw = tmp_path / "odd.raw"

@@ -199,35 +199,52 @@ def opened(disk: Path, *, disk_format: str = "qcow2", writable: bool = False) ->
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="vmimagemanager-look-", dir="/var/tmp")))
-        raw = stack.enter_context(_as_raw(disk, disk_format, folder, writable=writable))
-        yield FileSystem(raw, _offset(raw, disk))
-        if writable:
-            fsync_path(raw)  # what the daemon has written to its caches alone would end with it
+        if not writable:
+            raw = stack.enter_context(_as_raw(disk, disk_format, folder))
+            yield FileSystem(raw, _offset(raw, disk))
+            return
+        with _as_raw(disk, disk_format, folder) as raw:
+            offset = _offset(raw, disk)
+        if disk_format == "raw" and not offset:
+            yield FileSystem(disk.absolute(), 0)
+            return
+        # Who replays a journal opens the file system again, and does not look for it in the middle of a file then.
+        words = ["--blockdev", f"{_node(disk, disk_format)},read-only=off"]
+        words += ["--blockdev", f"driver=raw,node-name=system,offset={offset},file=disk"]
+        raw = stack.enter_context(_exported(words, "system", folder, writable=True))
+        yield FileSystem(raw, 0)
+        fsync_path(raw)  # what the daemon has written to its caches alone would end with it
 
 
 @contextmanager
-def _as_raw(disk: Path, disk_format: str, folder: Path, *, writable: bool) -> Iterator[Path]:
+def _as_raw(disk: Path, disk_format: str, folder: Path) -> Iterator[Path]:
     if disk_format == "raw":
         yield disk.absolute()
         return
-    raw, record = folder / "disk", folder / "pid"
-    raw.touch()
-    read_only, written = ("off", "on") if writable else ("on", "off")
-    node = f"driver=qcow2,node-name=disk,read-only={read_only},file.driver=file,file.filename={_escaped(disk)}"
-    words: list[str | Path] = [
-        *("--pidfile", record),
-        *("--blockdev", node),
-        *("--export", f"type=fuse,id=export,node-name=disk,mountpoint={_escaped(raw)},writable={written}"),
-    ]
     with ExitStack() as stack:
         try:
-            program = process.require("qemu-storage-daemon", package="qemu-system-common")
-            stack.enter_context(process.beside([program, *words], record.exists, limit=_START_LIMIT))
+            words = ["--blockdev", f"{_node(disk, disk_format)},read-only=on"]
+            raw = stack.enter_context(_exported(words, "disk", folder, writable=False))
         except ToolError as error:  # no FUSE here
-            if writable:
-                raise
             _log.debug("the disk is written out to be read: %s", error)
+            raw = folder / "disk"
             disks.convert(disk, raw, source_format="qcow2", target_format="raw")
+        yield raw
+
+
+def _node(disk: Path, disk_format: str) -> str:
+    return f"driver={disk_format},node-name=disk,file.driver=file,file.filename={_escaped(disk)}"
+
+
+@contextmanager
+def _exported(nodes: list[str], node: str, folder: Path, *, writable: bool) -> Iterator[Path]:
+    """Show a node of QEMU's storage daemon as a file in ``folder`` for as long as the block lasts."""
+    raw, record = folder / node, folder / f"{node}.pid"
+    raw.touch()
+    export = f"type=fuse,id=export,node-name={node},mountpoint={_escaped(raw)},writable={'on' if writable else 'off'}"
+    program = process.require("qemu-storage-daemon", package="qemu-system-common")
+    words: list[str | Path] = [program, "--pidfile", record, *nodes, "--export", export]
+    with process.beside(words, record.exists, limit=_START_LIMIT):
         yield raw
 
 
