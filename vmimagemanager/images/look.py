@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -203,17 +203,18 @@ def opened(disk: Path, *, disk_format: str = "qcow2", writable: bool = False) ->
             raw = stack.enter_context(_as_raw(disk, disk_format, folder))
             yield FileSystem(raw, _offset(raw, disk))
             return
-        with _as_raw(disk, disk_format, folder) as raw:
-            offset = _offset(raw, disk)
-        if disk_format == "raw" and not offset:
-            yield FileSystem(disk.absolute(), 0)
-            return
-        # Who replays a journal opens the file system again, and does not look for it in the middle of a file then.
         words = ["--blockdev", f"{_node(disk, disk_format)},read-only=off"]
+        with _exported(words, "disk", folder, writable=True) if disk_format != "raw" else nullcontext(disk) as raw:
+            offset = _offset(raw, disk)
+            if not offset:
+                yield FileSystem(raw.absolute(), 0)
+                fsync_path(raw)  # what the daemon has written to its caches alone would end with it
+                return
+        # Who replays a journal opens the file system again, and does not look for it in the middle of a file then.
         words += ["--blockdev", f"driver=raw,node-name=system,offset={offset},file=disk"]
-        raw = stack.enter_context(_exported(words, "system", folder, writable=True))
-        yield FileSystem(raw, 0)
-        fsync_path(raw)  # what the daemon has written to its caches alone would end with it
+        with _exported(words, "system", folder, writable=True) as raw:
+            yield FileSystem(raw, 0)
+            fsync_path(raw)
 
 
 @contextmanager
