@@ -405,7 +405,11 @@ class Bench:
         """Compare a store of a box to which 64 MiB were written with a copy; both until they are on the disk."""
         box = self.manager.define(f"{PREFIX}-stored", BoxSettings(image=IMAGE, ram=SMALL))
         overlay = self.site.state.box(box.name).overlay
-        write_noise(overlay, Size(64 << 20))
+        with tempfile.TemporaryDirectory() as folder:  # something to take out, as in every box that was up
+            key = Path(folder, "ssh_host_ed25519_key")
+            key.write_text("a private key\n")
+            box.insert([key], to="/etc/ssh")
+        write_noise_behind(overlay, Size(64 << 20), Size(6 << 30))
         copy = self.site.state.path / "copy.qcow2"
         pairs = []
         for _ in self.progress("store"):
@@ -672,6 +676,14 @@ def write_noise(disk: Path, size: Size) -> None:
         subprocess.run(["head", "-c", str(size.bytes), "/dev/urandom"], check=True, stdout=noise)
         words = ["qemu-img", "convert", "-n", "-f", "raw", "-O", "qcow2", noise.name, str(disk)]
         subprocess.run(words, check=True)
+
+
+def write_noise_behind(disk: Path, size: Size, offset: Size) -> None:
+    """Write random bytes to where the file system of a qcow2 that nobody has open is free."""
+    with tempfile.NamedTemporaryFile(dir=disk.parent) as noise:
+        subprocess.run(["head", "-c", str(size.bytes), "/dev/urandom"], check=True, stdout=noise)
+        command = f"write -q -s {noise.name} {offset.bytes} {size.bytes}"
+        subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, str(disk)], check=True)
 
 
 def drop_page_cache() -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vmimagemanager import BoxSettings, Manager
-from vmimagemanager.boxes.record import BoxRecord
+from vmimagemanager import BoxSettings, Manager, records
+from vmimagemanager.boxes.record import FORMAT, BoxRecord
 from vmimagemanager.config import BOX_KEYS, Channel, Engine, Firmware, Hook, Moment, Place, schema
 from vmimagemanager.config.schema import Spot
 from vmimagemanager.errors import (
@@ -33,6 +33,7 @@ from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.parts import TPM_SOCKET, Boot, Parts
 from vmimagemanager.hypervisor.ramfile import RamFile
 from vmimagemanager.names import is_name
+from vmimagemanager.report import boxes as report
 from vmimagemanager.state import BoxFolder
 from vmimagemanager.units import Size
 
@@ -416,3 +417,45 @@ def test_an_address_that_a_network_keeps_for_a_box_is_given_back_with_the_box_or
     box.undefine()
     assert network.kept() == ()
     manager.define("we_b", BoxSettings(image="tiny", network="libvirt:gone")).undefine()  # it keeps nothing
+
+
+# -- whom a box is used as --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "user"),
+    [
+        (BoxSettings(), "tester"),
+        (BoxSettings(user="root"), "root"),
+        (BoxSettings(channel=Channel.NONE), "tester"),
+        (BoxSettings(channel=Channel.SSH), "root"),  # who asks such a guest repairs it, too
+    ],
+)
+def test_a_box_has_the_user_of_its_image_unless_the_settings_say_otherwise(
+    manager: Manager, disk: Path, settings: BoxSettings, user: str
+) -> None:
+    manager.images.add("peopled", disk, disk_format="qcow2", agent=True, user="tester")
+    box = manager.define("web", replace(settings, image="peopled"))
+    status = box.show()
+    assert (status.user, status.settings.user, status.drift) == (user, settings.user, ())
+    said = [line.split(maxsplit=1)[1] for line in report.lines(status) if line.split()[0] == "user"]
+    assert said == [user if settings.user else f"{user}, as no setting says another"]
+    assert report.document(status)["user"] == user
+
+
+def test_the_user_of_a_box_follows_its_image_and_its_settings(manager: Manager, disk: Path) -> None:
+    manager.images.add("peopled", disk, disk_format="qcow2", agent=True, user="tester")
+    box = manager.define("web", BoxSettings(image="tiny"))
+    assert box.show().user == "root"
+    assert box.update(BoxSettings(image="peopled")).waits_for == "the next reset"
+    assert box.show().user == "tester"
+    box.update(BoxSettings(image="peopled", user="zoe"))
+    assert box.show().user == "zoe"
+
+
+def test_a_record_from_before_boxes_had_the_users_of_images_keeps_its_own(manager: Manager) -> None:
+    box = manager.define("web", BoxSettings(image="tiny", user="zoe"))
+    path = manager.site.state.box("web").record
+    older = {key: value for key, value in records.read(path, version=FORMAT).items() if key != "user"}
+    records.write(path, older, version=FORMAT)
+    assert box.show().user == "zoe"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmimagemanager import Box, BoxSettings, Manager
+from vmimagemanager.config import Channel
 from vmimagemanager.errors import ImageError, UsageError
 from vmimagemanager.images import chain
 
@@ -122,3 +123,17 @@ def test_a_store_may_die_at_every_step(manager: Manager, box: Box, node: str) ->
     assert number > 5
     assert manager.images.get("stored").parents == (manager.images.get("tiny").digests["disk"],)
     assert same(manager.site.state.box("web").overlay, manager.images.get("stored").disk)
+
+
+@pytest.mark.parametrize(
+    ("channel", "reason"),
+    [(Channel.AGENT, "no file system of the kinds"), (Channel.SSH, "neither an agent nor a seed")],
+)
+def test_that_an_image_keeps_what_tells_its_box_from_others_is_said(
+    manager: Manager, box: Box, caplog: pytest.LogCaptureFixture, channel: Channel, reason: str
+) -> None:
+    box.update(BoxSettings(image="tiny", channel=channel))
+    box.store("kept")
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("What tells 'web' from other boxes stays in the image")
+    assert reason in warning

@@ -492,7 +492,15 @@ def furnished(state: Path) -> Path:
         (("vmim", "image", "show", ""), ["debian-12"]),
         (
             ("vmim", "image", "build", ""),
-            ["debian-12", "debian-13", "debian-12-uefi", "debian-13-uefi", "ubuntu-24.04"],
+            [
+                "debian-12",
+                "debian-13",
+                "debian-12-uefi",
+                "debian-13-uefi",
+                "debian-12-bios",
+                "debian-13-bios",
+                "ubuntu-24.04",
+            ],
         ),
         (("vmim", "define", "x", "--image", "d"), ["debian-12"]),
         (("vmim", "completion", "z"), ["zsh"]),

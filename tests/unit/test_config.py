@@ -384,7 +384,7 @@ def test_the_samples_comments_show_the_built_in_defaults(tmp_path: Path) -> None
     path = tmp_path / "all.toml"
     path.write_text(uncommented(SAMPLE.read_text()))
     shown = config.load(path).box("other")
-    examples = {"image", "description", "xml", "xslt", "hooks"}
+    examples = {"image", "description", "user", "xml", "xslt", "hooks"}
     for setting in dataclasses.fields(BoxSettings):
         if setting.name not in examples:
             assert getattr(shown, setting.name) == getattr(BoxSettings(), setting.name), setting.name
@@ -418,7 +418,7 @@ SETTINGS = st.builds(
     ram=st.integers(64 << 20, 16 << 40).map(Size),
     cpus=st.integers(1, 64),
     network=st.sampled_from(["user", "none", "libvirt:default", "libvirt:my net"]),
-    user=st.just("root"),
+    user=st.none() | st.just("root"),
     channel=st.sampled_from(Channel),
     disks=st.lists(st.integers(1 << 20, 16 << 40).map(Size), max_size=3).map(tuple),
     firmware=st.sampled_from(Firmware),
@@ -470,6 +470,7 @@ def test_config_show_says_where_each_value_came_from(places: dict[str, Path]) ->
     [ram] = [line for line in shown if line.startswith("ram = ")]
     assert re.fullmatch(r'ram = "512M" +# built-in default', ram)
     assert any(line.startswith("# image is not set") for line in shown)
+    assert "# user is not set: it is the image's" in shown
     assert f"# {places['etc']}: defaults.hooks" in shown
     assert "[[box.web.hooks]]" in shown
 

@@ -29,7 +29,7 @@ class Answering:
 
 
 def asked(user: str, connection: Answering) -> bytes:
-    record: Any = SimpleNamespace(name="web", settings=SimpleNamespace(user=user, network="user"))
+    record: Any = SimpleNamespace(name="web", user=user, settings=SimpleNamespace(network="user"))
     nowhere: Any = None
     opened: Any = lambda: connection  # noqa: E731
     return ask(nowhere, record, "echo", opened)

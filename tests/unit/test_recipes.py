@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import struct
 import tarfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmimagemanager.errors import ImageError, StateError, ToolError, UsageError
-from vmimagemanager.images import RECIPES, debian, epoch, layout, recipefile
+from vmimagemanager.images import RECIPES, biosboot, cloudlayout, debian, epoch, layout, recipefile
 from vmimagemanager.images.catalogue import DISTRIBUTIONS, LaidIn, Recipe
 from vmimagemanager.units import Size
 
@@ -94,6 +96,7 @@ def test_only_the_suite_is_needed(folder: Path) -> None:
         ('suite = "a"\nhooks = ["recipe.toml"]', "interpreter"),
         ('suite = "a"\nuser = "a b"', "the name of a user"),
         ('suite = "a"\nuefi = "yes"', "true or false"),
+        ('suite = "a"\nuefi = true\nbios = true', "one boot loader"),
         ('suite = "a"\nepoch = 2025-05-20', "a moment with a zone"),
         ('suite = "a"\n[[files]]\npath = "etc/x"\ncontent = ""', "absolute path"),
         ('suite = "a"\n[[files]]\npath = "/etc/../x"\ncontent = ""', "absolute path"),
@@ -150,7 +153,13 @@ def test_mmdebstrap_is_told_what_a_recipe_says(folder: Path) -> None:
 
 def test_ubuntu_has_its_own_kernel_components_and_keyring() -> None:
     words = [str(word) for word in debian.words(RECIPES["ubuntu-24.04"], Path("/s"), Path("/s/root.tar"), None)]
-    assert words[-2:] == ["noble", "/s/root.tar"]
+    assert words[-5:] == [
+        "noble",
+        "/s/root.tar",
+        "deb http://archive.ubuntu.com/ubuntu noble main universe",
+        "deb http://archive.ubuntu.com/ubuntu noble-updates main universe",
+        "deb http://security.ubuntu.com/ubuntu noble-security main universe",
+    ]
     assert "--components=main,universe" in words
     assert "--keyring=/usr/share/keyrings/ubuntu-archive-keyring.gpg" in words
     (include,) = (word for word in words if word.startswith("--include="))
@@ -164,6 +173,51 @@ def test_a_missing_keyring_is_named_with_its_package(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(DISTRIBUTIONS, "ubuntu", replace(DISTRIBUTIONS["ubuntu"], keyring=tmp_path / "none"))
     with pytest.raises(ToolError, match="ubuntu-keyring"):
         debian._require_tools(RECIPES["ubuntu-24.04"])
+
+
+def test_a_system_in_a_partition_is_told_which_one() -> None:
+    roots = {}
+    for name in ("debian-12", "debian-12-uefi", "debian-12-bios"):
+        early, late = debian._early(RECIPES[name]), cloudlayout.system(RECIPES[name])
+        assert early["etc/fstab"] == late["etc/fstab"]
+        roots[name] = (str(early["etc/fstab"]).split()[0], "boot/grub/grub.cfg" in early)
+    assert roots == {
+        "debian-12": ("/dev/vda", False),
+        "debian-12-uefi": ("/dev/vda2", False),
+        "debian-12-bios": ("/dev/vda1", True),
+    }
+    assert "linux /vmlinuz root=/dev/vda1 " in str(debian._early(RECIPES["debian-12-bios"])["boot/grub/grub.cfg"])
+
+
+def test_a_boot_loader_for_bios_lies_before_the_system_and_is_the_same_each_time(tmp_path: Path) -> None:
+    disk, size = tmp_path / "disk.raw", Size(4 << 20)
+    written = []
+    for _ in range(2):
+        biosboot.make(disk, size, identities=["8e1a9f0a-3c1d-4d58-8f4c-9a7c2a1b6d02"])
+        biosboot.install_loader(disk, tmp_path)
+        written.append(disk.read_bytes())
+    first, offset = written[0], biosboot.SYSTEM_OFFSET.bytes
+    assert written[1] == first
+    assert (len(first), any(first[offset:])) == (offset + size.bytes, False)
+    assert first[510:512] == b"\x55\xaa"
+    # One partition that may be started, with the system.
+    assert struct.unpack_from("<B3xB3xII", first, 446) == (0x80, 0x83, offset // 512, size.bytes // 512)
+    assert not any(first[462:510])
+    assert struct.unpack_from("<I", first, 440) == (0x8E1A9F0A,)
+    # GRUB's first sector reads the second one, and that one reads the rest of the core.
+    assert struct.unpack_from("<Q", first, 0x5C) == (1,)
+    begin, sectors = struct.unpack_from("<QH", first, 512 + 512 - 12)
+    end = 512 * (begin + sectors)
+    assert (begin, end < offset, any(first[end - 512 : end]), any(first[end:offset])) == (2, True, True, False)
+
+
+def test_another_boot_loader_than_the_one_that_is_known_is_refused(tmp_path: Path) -> None:
+    disk, modules = tmp_path / "disk.raw", tmp_path / "modules"
+    shutil.copytree(biosboot.MODULES, modules)
+    (modules / "boot.img").write_bytes(bytes(512))
+    biosboot.make(disk, Size(4 << 20), identities=["8e1a9f0a-3c1d-4d58-8f4c-9a7c2a1b6d02"])
+    with pytest.raises(ImageError, match="expected GRUB 2"):
+        biosboot.install_loader(disk, tmp_path, modules=modules)
 
 
 def test_files_and_hooks_are_laid_in_without_changing_folders_that_are_there(folder: Path) -> None:

@@ -7,13 +7,17 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from vmimagemanager import Box, BoxSettings, Manager, snapshots
-from vmimagemanager.errors import ConfigError, ImageError
-from vmimagemanager.images import chain, look
+from vmimagemanager import Box, BoxSettings, Manager, disks, keys, snapshots
+from vmimagemanager.boxes import life, reach
+from vmimagemanager.errors import ConfigError, GuestError, ImageError
+from vmimagemanager.guest.session import Access, Session
+from vmimagemanager.images import chain, identities, look
 from vmimagemanager.units import Size
 
 RAM = Size(384 << 20)
@@ -67,8 +71,7 @@ def test_a_running_box_becomes_an_image_that_another_host_boots(
     # What was in memory alone is in the image, whose file system is clean.
     with look.opened(image.disk) as system:
         assert system.packages() == base.packages
-    (features,) = struct.unpack_from("<I", head_of(image.disk), EXT4_SUPERBLOCK + EXT4_INCOMPATIBLE)
-    assert features & EXT4_NEEDS_RECOVERY == 0
+    assert not features(image.disk) & EXT4_NEEDS_RECOVERY
     difference = manager.compare_images("debian-12", image.address, files=True)
     assert difference.packages == {}
     assert difference.files is not None
@@ -84,6 +87,20 @@ def test_a_running_box_becomes_an_image_that_another_host_boots(
     assert pulled.image.needed == image.needed
     other = far.define(f"{box.name}-far", BoxSettings(image="stored-web", ram=RAM))
     assert other.up().first_boot
+    # It is nobody's: not the old box's, whose keys are not even in the blocks that are free.
+    folder = manager.site.state.box(box.name)
+    with pytest.raises(GuestError, match="does not accept our key"):
+        Session.connect(replace(access(other, far), key=folder.keys / "login" / keys.PRIVATE), timedelta(seconds=30))
+    host_keys = [
+        site.state.box(name).keys / "host" for site, name in ((manager.site, box.name), (far.site, other.name))
+    ]
+    publics = [(path / keys.PUBLIC).read_text().split()[1] for path in host_keys]
+    assert other.script("cut -d' ' -f2 /etc/ssh/ssh_host_*.pub").text.split() == publics[1:]
+    secret = (host_keys[0] / keys.PRIVATE).read_text().splitlines()[2]
+    assert secret in box.run(["cat", "/etc/ssh/ssh_host_ed25519_key"]).text
+    for word in (secret, publics[0], keys.load(folder.keys / "login").public.split()[1]):
+        assert any(holds(layer, word) for layer in folder.layers.iterdir())
+        assert not holds(image.disk, word)
     assert other.run(["cat", "/root/marked", "/etc/hostname"]).text.split() == ["marked", other.name]
     assert other.run(["cat", "/etc/machine-id"]).text != box.run(["cat", "/etc/machine-id"]).text
     assert "recovery" not in other.run(["dmesg"]).text
@@ -103,6 +120,33 @@ def test_a_running_box_becomes_an_image_that_another_host_boots(
     again = far.pull_image("stored-web", url)  # what is damaged travels once more
     assert far.fsck(images=True).findings == ()
     assert again.image.needed == image.needed
+
+
+def access(box: Box, manager: Manager) -> Access:
+    record = manager.site.record(box.name)
+    return reach.access(reach.running_domain(manager.site, record), record, manager.site.state.box(box.name))
+
+
+def holds(disk: Path, word: str) -> bool:
+    """Tell whether a word is anywhere in the file of a disk, where no cluster ends in it."""
+    return word.encode() in disk.read_bytes()
+
+
+def test_at_its_first_boot_a_box_shuts_out_those_that_its_image_was(box: Box, manager: Manager) -> None:
+    """What a file system that cannot be written to from outside still has is replaced from inside."""
+    theirs, earlier = "ssh-ed25519 AAAAtheirs grandma@home", "ssh-ed25519 AAAAearlier vmimagemanager-db"
+    box.script(f"printf '%s\\n' '{theirs}' '{earlier}' >>/root/.ssh/authorized_keys")
+    record = manager.site.record(box.name)
+    folder = manager.site.state.box(box.name)
+    life.identify(reach.running_domain(manager.site, record), record, folder)
+    own = keys.load(folder.keys / "login").public
+    assert box.run(["cat", "/root/.ssh/authorized_keys"]).text.splitlines() == [theirs, own]
+
+
+def features(disk: Path) -> int:
+    (found,) = struct.unpack_from("<I", head_of(disk), EXT4_SUPERBLOCK + EXT4_INCOMPATIBLE)
+    assert isinstance(found, int)
+    return found
 
 
 def head_of(disk: Path) -> bytes:
@@ -126,7 +170,7 @@ def head_of(disk: Path) -> bytes:
 
 
 def test_boxes_keep_their_generation_until_they_are_told(
-    box: Box, manager: Manager, define: Callable[..., Box], images: Callable[[str], str]
+    box: Box, manager: Manager, define: Callable[..., Box], images: Callable[[str], str], tmp_path: Path
 ) -> None:
     name = images("stored-db")
     first = box.store(name, snapshot=CLEAN, description="the first").image
@@ -136,8 +180,14 @@ def test_boxes_keep_their_generation_until_they_are_told(
     box.kill()
     second = box.store(name).image
     assert (second.generation, second.description, second.parents) == (2, f"Stored from {box.name}", first.parents)
-    folder = manager.site.state.box(box.name)
-    assert subprocess.run(["qemu-img", "compare", "-q", folder.overlay, second.disk], check=False).returncode == 0
+    # The box was powered off: what its journal held is in the image, and all files but those that are its own.
+    assert not features(second.disk) & EXT4_NEEDS_RECOVERY
+    overlay, raw = manager.site.state.box(box.name).overlay, tmp_path / "overlay.raw"
+    disks.convert(overlay, raw, source_format="qcow2", target_format="raw")
+    assert "/etc/ssh/ssh_host_ed25519_key" in identities.take_out(raw, disk_format="raw", login_keys=[])
+    with look.opened(raw, disk_format="raw") as before, look.opened(second.disk) as after:
+        assert before.files() == after.files()
+    raw.unlink()
     changed = told.update_image()
     assert (changed.keys["image"], changed.waits_for) == ((first.address, second.address), "the next reset")
     assert list(chain.walk(manager.site.state.box(told.name).overlay))[1] == first.disk

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmimagemanager import disks, snapshots
-from vmimagemanager.boxes import borrow, making, network, seeding
+from vmimagemanager.boxes import borrow, login, making, network, seeding
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.config import BoxSettings, Firmware, Moment, Place
@@ -73,6 +73,7 @@ def designed(site: Site, name: str, settings: BoxSettings, image: Image) -> tupl
         created=datetime.now(UTC).replace(microsecond=0),
         owner=owner(),
         settings=seeding.told_by_seed(settings, image),
+        user=login.user_of(settings, image),
     )
     record, base = _asked_for(site, seeding.with_seed(record, image), image)
     return record, making.with_parts(site, record, base, boot(image))
@@ -117,6 +118,7 @@ def adopt(site: Site, name: str, settings: BoxSettings) -> BoxRecord:
         created=datetime.now(UTC).replace(microsecond=0),
         owner=owner(),
         settings=replace(settings, network=original.network or settings.network, ram=original.ram),
+        user=login.user_of(settings, None),
         disks=_further_disks(original),
         nvram=_variables(original),
     )
@@ -138,7 +140,7 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings, *, newest: bool
     if "network" in keys_changed:
         network.give_back(site, record.name, DomainXml.read(folder.definition))
     if record.adopted:
-        changed = replace(record, settings=settings)
+        changed = replace(record, settings=settings, user=login.user_of(settings, None))
         definition = making.with_parts(site, changed, _transformed(DomainXml.read(folder.adopted), settings))
         making.store(site, changed, definition, folder)
         return Changed(keys=keys_changed, waits_for="the next start" if site.domain(record.name) else "")
@@ -153,6 +155,7 @@ def update(site: Site, record: BoxRecord, settings: BoxSettings, *, newest: bool
             base=str(image.disk),
             base_format=image.disk_format,
             digests=dict(image.digests),
+            user=login.user_of(settings, image),
         )
         if image.seed and not record.seed:
             changed = replace(changed, settings=seeding.told_by_seed(settings, image))

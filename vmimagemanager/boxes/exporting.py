@@ -60,6 +60,7 @@ def export(site: Site, record: BoxRecord, name: str, target: Path, *, progress: 
         files = _files(folder, snapshot, definition, _disks(own, manifest))
         settings = replace(
             record.settings,
+            user=record.user,
             firmware=Firmware.UEFI if archive.NVRAM in files else Firmware.BIOS,
             tpm=any(member.startswith(archive.TPM) for member in files),
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmimagemanager import disks, snapshots
-from vmimagemanager.boxes import archive, define, making
+from vmimagemanager.boxes import archive, define, login, making
 from vmimagemanager.boxes.archive import Origin, malformed
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
@@ -190,7 +190,7 @@ def _image(site: Site, unpacked: _Unpacked, about: Origin, name: str) -> Image:
         command_line=about.command_line,
         agent=not about.seed,
         seed=about.seed,
-        user=about.settings.user,
+        user=about.settings.user or login.ROOT,
         description=f"{_IMPORTED} {Address(about.box, about.snapshot)}",
         reuse=True,
     )

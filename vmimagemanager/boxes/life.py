@@ -257,7 +257,7 @@ def identify(domain: Domain, record: BoxRecord, folder: BoxFolder) -> None:
         content = private.read_bytes()
     identity = Identity(
         host_name=record.host_name,
-        user=record.settings.user,
+        user=record.user,
         machine_id=record.machine_id,
         authorized_key=keys.load(folder.keys / LOGIN).public,
         host_key=host_key(folder),

@@ -28,7 +28,7 @@ def ask(site: Site, record: BoxRecord, script: str, connected: Callable[[], Sess
     result = _run(site, record, script.encode(), connected)
     if result.status != 0:
         said = result.stderr.decode("utf-8", "replace").strip()
-        refused = record.settings.user != "root" and ("sudo" in said or result.status == 127)
+        refused = record.user != "root" and ("sudo" in said or result.status == 127)
         raise GuestError(
             f"What is in the guest of '{record.name}' cannot be listed: the probe ended with status {result.status}.",
             hint=_SUDO if refused else "",
@@ -49,5 +49,5 @@ def tracer(how: str | None, run: Run) -> Tracer | None:
 def _run(site: Site, record: BoxRecord, script: bytes, connected: Callable[[], Session]) -> Result:
     if record.settings.network == "none":
         return reach.agent(reach.running_domain(site, record)).run(["/bin/sh", "-s"], stdin=script, limit=LIMIT)
-    root = [] if record.settings.user == "root" else ["sudo", "-n", "--"]
+    root = [] if record.user == "root" else ["sudo", "-n", "--"]
     return connected().run([*root, "sh", "-s"], stdin=script, limit=LIMIT)

@@ -107,7 +107,7 @@ def access(domain: Domain, record: BoxRecord, folder: BoxFolder, *, user: str = 
     return Access(
         host=host,
         port=port or 22,
-        user=user or record.settings.user,
+        user=user or record.user,
         key=folder.keys / LOGIN / keys.PRIVATE,
         host_key=host_key(folder),
     )

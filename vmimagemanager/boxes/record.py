@@ -31,7 +31,7 @@ class BoxRecord:
     process that leases it.  ``spare`` is the token in the memory of a paused clone that a pool keeps ready, or empty.
     ``lan`` is a clone's place in the common network of its fork.  ``base_format`` is empty in records that are older
     than raw images: there it is told by the base itself.  ``seed`` names the file from which the guest of a cloud image
-    learns who it is, or is empty.
+    learns who it is, or is empty.  ``user`` is whom it is used as.
     """
 
     name: str
@@ -54,6 +54,7 @@ class BoxRecord:
     lan: Lan | None = None
     base_format: str = ""
     seed: str = ""
+    user: str = "root"
 
     @property
     def bases(self) -> dict[str, Backing]:
@@ -98,6 +99,7 @@ class BoxRecord:
             "disks": {name: one.to_record() for name, one in self.disks.items()},
             "spare": self.spare or None,
             "seed": self.seed or None,
+            "user": self.user,
             "lan": None if self.lan is None else self.lan.to_record(),
             "digests": dict(self.digests),
             "settings": self.settings.to_record(),
@@ -109,6 +111,7 @@ class BoxRecord:
         """Read a box's record; raise StateError when it is damaged."""
         record = records.read(folder.record, version=FORMAT)
         try:
+            settings = BoxSettings.from_record(record["settings"], source=str(folder.record))
             return cls(
                 name=record["name"],
                 uuid=record["uuid"],
@@ -129,7 +132,8 @@ class BoxRecord:
                 spare=record.get("spare", ""),
                 seed=record.get("seed", ""),
                 lan=Lan.from_record(record["lan"]) if "lan" in record else None,
-                settings=BoxSettings.from_record(record["settings"], source=str(folder.record)),
+                user=record.get("user") or settings.user or "root",  # older records have it in their settings alone
+                settings=settings,
             )
         except (KeyError, ValueError, TypeError) as error:
             raise StateError(f"The record '{folder.record}' is damaged: {error}.") from error

@@ -55,7 +55,7 @@ def lay(hypervisor: Hypervisor, record: BoxRecord, folder: BoxFolder) -> None:
             authorized_key=keys.load(folder.keys / LOGIN).public,
             host_key=public,
             private_host_key=content,
-            users=() if record.settings.user == "root" else (record.settings.user,),
+            users=() if record.user == "root" else (record.user,),
             mac=None if record.settings.network == "none" else record.mac,
         ),
     )
@@ -81,4 +81,4 @@ def sweep(folder: BoxFolder) -> None:
 
 
 def _told(record: BoxRecord) -> tuple[object, ...]:
-    return (record.settings.user, record.settings.network == "none", record.mac)
+    return (record.user, record.settings.network == "none", record.mac)

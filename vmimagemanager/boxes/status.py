@@ -18,7 +18,10 @@ from vmimagemanager.locks import Holder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """What `Box.show` tells: the record, libvirt's state of the domain, who leases or holds it, its SSH port."""
+    """What `Box.show` tells: the record, libvirt's state of the domain, who leases or holds it, its SSH port.
+
+    ``user`` is whom it is used as, its image's where the settings say nothing.
+    """
 
     name: str
     state: str
@@ -38,6 +41,7 @@ class Status:
     ssh: tuple[str, int] | None
     host_key: str
     drift: tuple[str, ...]
+    user: str
 
     @property
     def free(self) -> bool:
@@ -78,5 +82,6 @@ def status(site: Site, leases: Leases, name: str) -> Status:
         lan=record.lan,
         ssh=ssh,
         host_key=keys.parse_line(reach.host_key(folder)).fingerprint,
+        user=record.user,
         drift=tuple(key for key in tables if asked.get(key) != frozen.get(key)),
     )

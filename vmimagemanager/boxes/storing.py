@@ -11,18 +11,19 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from vmimagemanager import disks, snapshots
+from vmimagemanager import disks, keys, snapshots
 from vmimagemanager.boxes import life, reach
+from vmimagemanager.boxes.reach import LOGIN
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.config import Channel, Firmware
 from vmimagemanager.deadline import Deadline, Stopwatch
 from vmimagemanager.durable import occupied, require_space, translate_os_errors
-from vmimagemanager.errors import BoxError, GuestError, ImageError, UsageError, VmimError
+from vmimagemanager.errors import BoxError, GuestError, ImageError, ToolError, UsageError, VmimError
 from vmimagemanager.guest.repair import new_token
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml
-from vmimagemanager.images import Image, chain, look
+from vmimagemanager.images import Image, chain, identities, look, seed
 from vmimagemanager.images import manifest as manifests
 from vmimagemanager.images.stage import stage
 from vmimagemanager.leases import owner
@@ -30,6 +31,7 @@ from vmimagemanager.names import Address
 from vmimagemanager.progress import Progress
 from vmimagemanager.snapshots import Subject
 from vmimagemanager.snapshots.subject import GuestProof
+from vmimagemanager.state import BoxFolder
 from vmimagemanager.units import Size
 
 FORMATS = ("qcow2", "raw")
@@ -61,7 +63,9 @@ class Stored:
 def store(site: Site, record: BoxRecord, domain: Domain | None, wanted: Wanted, *, progress: Progress) -> Stored:
     """Make a box's first disk a new generation of an image; a guest that runs goes on running.
 
-    Raises BoxError, SnapshotError, ImageError, SpaceError; no generation is left then.
+    What tells this box from others is taken out of the copy: see `images.identities`.  Where that cannot be done, a
+    warning says so; whatever is left of it, a new box replaces at its first boot, so that the key of this one does not
+    open it.  Raises BoxError, SnapshotError, ImageError, SpaceError; no generation is left then.
     """
     manifests.parse_name(wanted.image)
     if wanted.disk_format not in FORMATS:
@@ -77,8 +81,13 @@ def store(site: Site, record: BoxRecord, domain: Domain | None, wanted: Wanted, 
         disk = own / "disk"
         with ThreadPoolExecutor(max_workers=1) as beside:
             packages = beside.submit(_packages, source)
-            _copied(site, source, disk, wanted.disk_format)
-        watch.lap("copy")
+            below = _copied(site, source, disk, wanted.disk_format)
+            watch.lap("copy")
+            progress("taking out the identity", 0.6)
+            _make_nobodys(record, folder, disk, wanted.disk_format)
+            if below is not None:
+                disks.name_backing(disk, below.name)
+        watch.lap("identity")
         progress("computing its digest", 0.7)
         described = _described(site, record, disk, wanted)
         image = site.images.publish(own, replace(described, packages=packages.result()))
@@ -186,8 +195,25 @@ class _Quiet:
             self._frozen = False
 
 
-def _copied(site: Site, source: Path, target: Path, disk_format: str) -> None:
-    """Copy a disk as an overlay on the blob that it stands on, or alone where that cannot be."""
+def _make_nobodys(record: BoxRecord, folder: BoxFolder, disk: Path, disk_format: str) -> None:
+    if record.settings.channel is not Channel.AGENT and not record.seed:
+        _log.warning(
+            "What tells '%s' from other boxes stays in the image that is stored of it: its guest has neither an agent "
+            "nor a seed by which it could get another identity.",
+            record.name,
+        )
+        return
+    key = keys.load(folder.keys / LOGIN).public
+    try:
+        taken_out = identities.take_out(disk, disk_format=disk_format, login_keys=[key])
+    except (ImageError, ToolError) as error:
+        _log.warning("What tells '%s' from other boxes stays in the image that is stored of it: %s", record.name, error)
+    else:
+        _log.debug("taken out of the disk of '%s': %s", record.name, ", ".join(taken_out))
+
+
+def _copied(site: Site, source: Path, target: Path, disk_format: str) -> Path | None:
+    """Copy a disk as an overlay on the blob that it stands on, which is returned, or alone where that cannot be."""
     links = list(chain.walk(source))
     number = next((at for at, link in enumerate(links) if site.images.blob(link.name) == link), len(links))
     stays = disk_format == "qcow2" and _can_be_stood_on(links, number)
@@ -196,9 +222,9 @@ def _copied(site: Site, source: Path, target: Path, disk_format: str) -> None:
     require_space(target.parent, needed, purpose="Storing the disk")
     if stays:
         disks.convert_above(source, target, links[number])
-        disks.name_backing(target, links[number].name)
-    else:
-        disks.convert(source, target, source_format="qcow2", target_format=disk_format)
+        return links[number]
+    disks.convert(source, target, source_format="qcow2", target_format=disk_format)
+    return None
 
 
 def _can_be_stood_on(links: list[Path], number: int) -> bool:
@@ -227,7 +253,8 @@ def _described(site: Site, record: BoxRecord, disk: Path, wanted: Wanted) -> Ima
         command_line=boot.command_line,
         firmware="uefi" if uefi else "bios",
         agent=record.settings.channel is Channel.AGENT,
-        user=record.settings.user,
+        user=record.user,
+        seed=seed.NOCLOUD if record.seed else "",
         digests={},
         os=base.os if base else "",
         release=base.release if base else "",

@@ -25,7 +25,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _OF_ALL: tuple[Decorator, ...] = (
     click.option("--description", metavar="TEXT", help="A line for people, which 'show' prints."),
-    click.option("--user", metavar="NAME", help="Who commands run as in the guest."),
+    click.option("--user", metavar="NAME", help="Who commands run as in the guest; by default the image's user."),
     click.option("--channel", metavar="KIND", help="What proves the guest: 'agent', 'ssh' or 'none'."),
     click.option("--engines", metavar="LIST", help="The snapshot engines that may be used: live,saved,disk."),
     click.option("--xslt", metavar="FILE", help="A stylesheet that is applied to the domain's XML."),

@@ -85,14 +85,17 @@ class Hook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoxSettings:
-    """All that can be asked for about one box; frozen in its record when it is defined."""
+    """All that can be asked for about one box; frozen in its record when it is defined.
+
+    Without a ``user``, the box has that of its image.
+    """
 
     image: str | None = None
     description: str | None = None
     ram: Size = DEFAULT_RAM
     cpus: int = 1
     network: str = "user"
-    user: str = "root"
+    user: str | None = None
     channel: Channel = Channel.AGENT
     disks: tuple[Size, ...] = ()
     firmware: Firmware = Firmware.BIOS

@@ -17,6 +17,9 @@ home=$(getent passwd "$2" | cut -d: -f6)
 [ -d "$home" ] || { echo "The guest has no user '$2' with a home folder." >&2; exit 1; }
 mkdir -p "$home/.ssh"
 IFS= read -r line
+for file in /root/.ssh/authorized_keys "$home/.ssh/authorized_keys"; do  # what opened the box that this one's image was
+    [ ! -s "$file" ] || sed -i '/ vmimagemanager-[A-Za-z0-9._-]*$/d' "$file"
+done
 grep -qxF "$line" "$home/.ssh/authorized_keys" 2>/dev/null || printf '%s\\n' "$line" >> "$home/.ssh/authorized_keys"
 chown -R "$2:" "$home/.ssh"
 rm -f /etc/ssh/ssh_host_*
@@ -48,6 +51,8 @@ class Identity:
 
 def give_identity(agent: Agent, identity: Identity, limit: timedelta) -> None:
     """Give the guest its host name, machine-id, host key and the key that may log in, and start its SSH server.
+
+    Keys that another box of ours was opened with, as their comments say, let nobody in any more.
 
     Can be repeated.  Raises GuestError with the guest's own words when it refuses; it may then have a part of them.
     """

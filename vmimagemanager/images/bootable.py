@@ -23,6 +23,7 @@ TOOLS = {
 }
 LOADER = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"  # in the guest, from the archive it is installed from
 LOADER_PACKAGE = "systemd-boot-efi"
+PARTITION = 2  # the one with the system
 SYSTEM_OFFSET = Size(257 << 20)
 
 _LIMIT = timedelta(minutes=2)

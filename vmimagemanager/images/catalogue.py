@@ -66,9 +66,10 @@ class Recipe:
     """What an image is built of.
 
     ``packages`` come beside those that every image has; ``files`` are laid in before ``hooks`` run in the tree, in
-    their order.  With ``uefi`` the disk has a boot loader of its own.  A ``cloud`` image has cloud-init in place of an
-    agent and of all that is ours, and its boxes get a seed.  ``epoch`` is the time that nothing in the image
-    is younger than, instead of that of the archive's newest Release file.
+    their order.  With ``uefi`` or ``bios``, one of the two at most, the disk has a boot loader of its own, for that
+    firmware.  A ``cloud`` image has cloud-init in place of an agent and of all that is ours, and its boxes get a seed.
+    ``epoch`` is the time that nothing in the image is younger than, instead of that of the archive's newest Release
+    file.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Recipe:
     hooks: tuple[bytes, ...] = ()
     user: str = "root"
     uefi: bool = False
+    bios: bool = False
     cloud: bool = False
     epoch: datetime | None = None
 
@@ -92,6 +94,11 @@ class Recipe:
         return _RELEASES.get(self.suite, self.suite)
 
     @property
+    def starts_itself(self) -> bool:
+        """Whether the disk has a boot loader of its own."""
+        return self.uefi or self.bios
+
+    @property
     def title(self) -> str:
         """What is installed, for people: ``Debian bookworm``."""
         return f"{DISTRIBUTIONS[self.distribution].title} {self.suite}"
@@ -99,14 +106,17 @@ class Recipe:
 
 _RELEASES = {"bullseye": "11", "bookworm": "12", "trixie": "13", "jammy": "22.04", "noble": "24.04"}
 _WHAT = "small, with sshd and the guest agent"
+_STARTS = "small, with a boot loader for"
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe(name="debian-12", suite="bookworm", description=f"Debian 12, {_WHAT}"),
         Recipe(name="debian-13", suite="trixie", description=f"Debian 13, {_WHAT}"),
-        Recipe(name="debian-12-uefi", suite="bookworm", description="Debian 12, small, with a boot loader", uefi=True),
-        Recipe(name="debian-13-uefi", suite="trixie", description="Debian 13, small, with a boot loader", uefi=True),
+        Recipe(name="debian-12-uefi", suite="bookworm", description=f"Debian 12, {_STARTS} UEFI", uefi=True),
+        Recipe(name="debian-13-uefi", suite="trixie", description=f"Debian 13, {_STARTS} UEFI", uefi=True),
+        Recipe(name="debian-12-bios", suite="bookworm", description=f"Debian 12, {_STARTS} BIOS", bios=True),
+        Recipe(name="debian-13-bios", suite="trixie", description=f"Debian 13, {_STARTS} BIOS", bios=True),
         Recipe(name="ubuntu-24.04", suite="noble", description=f"Ubuntu 24.04, {_WHAT}", distribution="ubuntu"),
     )
 }

@@ -5,7 +5,7 @@ Such a system has no agent, no network configuration and no condition of its SSH
 
 from __future__ import annotations
 
-from vmimagemanager.images import layout
+from vmimagemanager.images import biosboot, bootable, layout
 from vmimagemanager.images.catalogue import Recipe
 from vmimagemanager.images.layout import Entries
 
@@ -32,4 +32,11 @@ def system(recipe: Recipe) -> Entries:
     entries = layout.SYSTEM
     if recipe.cloud:
         entries = {**{name: entry for name, entry in entries.items() if name not in _OURS}, **_SOURCES}
-    return layout.on_partition(entries) if recipe.uefi else entries
+    return layout.on_partition(entries, partition(recipe))
+
+
+def partition(recipe: Recipe) -> int:
+    """Return the number of the partition that the system is in, or 0 where the disk has none."""
+    if recipe.uefi:
+        return bootable.PARTITION
+    return biosboot.PARTITION if recipe.bios else 0

@@ -13,6 +13,7 @@ import os
 import re
 import tarfile
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from vmimagemanager import disks, process
 from vmimagemanager.deadline import Deadline, Stopwatch
 from vmimagemanager.durable import remove_tree, require_space, translate_os_errors
 from vmimagemanager.errors import DeadlineError, ImageError, SpaceError, StateError, ToolError
-from vmimagemanager.images import bootable, cloudlayout, epoch, filesystem, layout, userns
+from vmimagemanager.images import biosboot, bootable, cloudlayout, epoch, filesystem, layout, userns
 from vmimagemanager.images.catalogue import DISTRIBUTIONS, Recipe
 from vmimagemanager.images.filesystem import FileSystem
 from vmimagemanager.images.packages import installed_packages
@@ -54,8 +55,8 @@ def build(recipe: Recipe, stage: Path, *, mirror: str | None, progress: Progress
     """Build ``recipe`` in the folder ``stage``; ``mirror`` replaces mmdebstrap's default.
 
     The same recipe and the same state of the archive give the same files, byte for byte, as long as the host's
-    mmdebstrap, mkfs and qemu-img are the same.  Raises ToolError when a program is missing or fails, ImageError when
-    what came out is not a usable system, and SpaceError.  The caller removes the stage.
+    mmdebstrap, mkfs, qemu-img and GRUB are the same.  Raises ToolError when a program is missing or fails, ImageError
+    when what came out is not a usable system, and SpaceError.  The caller removes the stage.
     """
     watch = Stopwatch()
     mirror = mirror if mirror is not None else recipe.mirror
@@ -80,8 +81,7 @@ def build(recipe: Recipe, stage: Path, *, mirror: str | None, progress: Progress
 
     progress("filling the file system", 0.75)
     raw = stage / "disk.raw"
-    if recipe.uefi:
-        bootable.make(raw, recipe.size, identities=[_identity(recipe, moment, role) for role in bootable.IDENTITIES])
+    offset = _partitioned(recipe, raw, moment)
     filesystem.fill(
         tar,
         raw,
@@ -90,12 +90,15 @@ def build(recipe: Recipe, stage: Path, *, mirror: str | None, progress: Progress
             uuid=_identity(recipe, moment, "system"),
             epoch=moment,
             label=layout.LABEL,
-            offset=bootable.SYSTEM_OFFSET if recipe.uefi else Size(0),
+            offset=offset,
         ),
         left_out=layout.LEFT_OUT,
     )
     if recipe.uefi:
-        bootable.install_loader(raw, stage, files, command_line=layout.UEFI_COMMAND_LINE, epoch=moment)
+        command_line = layout.command_line(bootable.PARTITION)
+        bootable.install_loader(raw, stage, files, command_line=command_line, epoch=moment)
+    elif recipe.bios:
+        biosboot.install_loader(raw, stage)
     _log.info("filled the file system in %.1f s", watch.lap("fill"))
 
     progress("writing the disk image", 0.85)
@@ -103,7 +106,7 @@ def build(recipe: Recipe, stage: Path, *, mirror: str | None, progress: Progress
     disks.convert(raw, disk, source_format="raw")
     raw.unlink()
     _log.info("wrote the disk image in %.1f s", watch.lap("convert"))
-    if recipe.uefi:
+    if recipe.starts_itself:
         return Built(disk=disk, kernel=None, initrd=None, packages=packages)
     return Built(disk=disk, kernel=files["kernel"], initrd=files["initrd"], packages=packages)
 
@@ -133,16 +136,32 @@ def _require_tools(recipe: Recipe) -> None:
     needed = {"mmdebstrap": "mmdebstrap", "qemu-img": "qemu-utils", **filesystem.tools()}
     if os.geteuid() != 0:
         needed |= {"newuidmap": "uidmap"}
-    if recipe.uefi:
-        needed |= bootable.TOOLS
+    needed |= bootable.TOOLS if recipe.uefi else biosboot.TOOLS if recipe.bios else {}
     missing = {package for program, package in needed.items() if process.find(program) is None}
     if not distribution.keyring.exists():
         missing.add(distribution.keyring_package)
+    if recipe.bios and not biosboot.MODULES.is_dir():
+        missing.add(biosboot.MODULES_PACKAGE)
     if missing:
         raise ToolError(
             f"Building the image '{recipe.name}' needs packages that are not installed: {', '.join(sorted(missing))}.",
             hint=f"apt-get install {' '.join(sorted(missing))}",
         )
+
+
+def _partitioned(recipe: Recipe, raw: Path, moment: int) -> Size:
+    """Make the disk with the table of partitions that the recipe asks for, and return where the system begins."""
+
+    def identities(roles: Sequence[str]) -> list[str]:
+        return [_identity(recipe, moment, role) for role in roles]
+
+    if recipe.uefi:
+        bootable.make(raw, recipe.size, identities=identities(bootable.IDENTITIES))
+        return bootable.SYSTEM_OFFSET
+    if recipe.bios:
+        biosboot.make(raw, recipe.size, identities=identities(biosboot.IDENTITIES))
+        return biosboot.SYSTEM_OFFSET
+    return Size(0)
 
 
 def _install(recipe: Recipe, stage: Path, mirror: str | None, epoch: int) -> Path:
@@ -200,12 +219,24 @@ def words(recipe: Recipe, stage: Path, tar: Path, mirror: str | None) -> list[st
         *hooks,
         recipe.suite,
         tar,
-        *([mirror] if mirror is not None else []),
+        *_sources(recipe, mirror),
     ]
 
 
+def _sources(recipe: Recipe, mirror: str | None) -> list[str]:
+    if mirror is not None:
+        return [mirror]
+    if recipe.distribution == "debian":
+        return []
+    # mmdebstrap takes a release of which it never heard for one of Debian's: its own list of Ubuntu's ends with 18.10.
+    components = " ".join(recipe.components or DISTRIBUTIONS[recipe.distribution].components)
+    return [f"deb {uri} {suite} {components}" for uri, suite in epoch.sources(recipe, None)]
+
+
 def _early(recipe: Recipe) -> layout.Entries:
-    return layout.on_partition(layout.INITRAMFS) if recipe.uefi else layout.INITRAMFS
+    # What is laid into a folder that the tar of the tree has already would give that folder the time of the host.
+    loader = biosboot.configuration() if recipe.bios else {}
+    return {**layout.on_partition(layout.INITRAMFS, cloudlayout.partition(recipe)), **loader}
 
 
 def _late(recipe: Recipe) -> layout.Entries:

@@ -29,13 +29,14 @@ def of(recipe: Recipe, mirror: str | None, stage: Path) -> int:
     """Return seconds since 1970; ``stage`` is for what is fetched.  Raises ToolError when the archive is not there."""
     if recipe.epoch is not None:
         return round(recipe.epoch.timestamp())
-    (uri, suite), *others = _sources(recipe, mirror)
+    (uri, suite), *others = sources(recipe, mirror)
     dates = [_date_of(uri, suite, stage, needed=True)]
     dates += [_date_of(uri, suite, stage, needed=False) for uri, suite in others]
     return min(max(dates), round(time.time()))
 
 
-def _sources(recipe: Recipe, mirror: str | None) -> Sequence[tuple[str, str]]:
+def sources(recipe: Recipe, mirror: str | None) -> Sequence[tuple[str, str]]:
+    """Return the addresses and suites that a recipe is installed from, the first of which has to be there."""
     if mirror is not None:
         line = _LINE.match(mirror)
         return [(line[1], line[2]) if line is not None else (mirror, recipe.suite)]

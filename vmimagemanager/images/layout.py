@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 LABEL = "vmim-root"
 COMMAND_LINE = "root=/dev/vda rw console=ttyS0"
-UEFI_COMMAND_LINE = COMMAND_LINE.replace("vda", "vda2")
 # Without libpam-systemd, a first SSH session starts no systemd of the user's own: 2 s under emulation.
 PACKAGES = (
     "systemd",
@@ -156,9 +155,14 @@ SYSTEM: Entries = {
 }
 
 
-def on_partition(entries: Entries) -> Entries:
-    """Return the entries for a system that is in the second partition of its disk."""
-    return {**entries, "etc/fstab": _FSTAB.replace("vda", "vda2")}
+def on_partition(entries: Entries, number: int) -> Entries:
+    """Return the entries for a system that is in the partition ``number`` of its disk, or 0: it has none."""
+    return {**entries, "etc/fstab": _FSTAB.replace("vda", f"vda{number}")} if number else entries
+
+
+def command_line(partition: int) -> str:
+    """Return the command line of a kernel whose root file system is in that partition of the first disk."""
+    return COMMAND_LINE.replace("vda", f"vda{partition}")
 
 
 def add(archive: tarfile.TarFile, entries: Entries, *, epoch: int = 0, with_folders: bool = True) -> None:

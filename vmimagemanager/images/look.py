@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vmimagemanager import disks, process
-from vmimagemanager.durable import translate_os_errors
+from vmimagemanager.durable import fsync_path, translate_os_errors
 from vmimagemanager.errors import ImageError, ToolError
 
 _log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ _ENTRY = re.compile(rb"^/(\d+)/(\d+)/(\d+)/(\d+)/([^/\0]*)/(\d*)/$", re.MULTILIN
 _INODE = re.compile(rb"^Inode: (\d+) +Type: ", re.MULTILINE)
 _MODIFIED = re.compile(rb"^ *mtime: (0x[0-9a-f]+(?::[0-9a-f]+)?) ", re.MULTILINE)
 _LINK = re.compile(rb'^Fast link dest: "(.*)"$', re.MULTILINE | re.DOTALL)
+_STATUS_OF_FILE = re.compile(r"^Inode: (\d+) +Type: (\w+).*?^User:.*? Size: (\d+)$", re.MULTILINE | re.DOTALL)
 _FOLDER = 0o40000
 _STATUS = b"/var/lib/dpkg/status"
 
@@ -50,11 +52,21 @@ class File:
     target: bytes = b""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a name leads to: its inode, ``regular``, ``directory``, ``symlink`` or another kind, and its bytes."""
+
+    inode: int
+    kind: str
+    size: int
+
+
 class FileSystem:
     """The file system of one disk.  Raises ToolError when debugfs fails, as it does for one that is damaged."""
 
     def __init__(self, path: Path, offset: int) -> None:
         self._device = f"{path}?offset={offset}" if offset else str(path)
+        self._header = ""
 
     def packages(self) -> dict[str, str]:
         """Return the packages that dpkg says are installed, with their versions; none where there is no dpkg."""
@@ -84,6 +96,71 @@ class FileSystem:
             level = below
         details = self._details({inodes[path] for path, file in found.items() if not _is_folder(file)})
         return {path: _with(file, details.get(inodes[path])) for path, file in found.items()}
+
+    # -- one file at a time, by names that are one word for debugfs ----------------------------------------------------
+
+    @property
+    def block_size(self) -> int:
+        """The bytes of a block."""
+        found = re.search(r"^Block size: +(\d+)$", self._header or self._read_header(), re.MULTILINE)
+        if found is None:
+            raise ToolError("debugfs does not say how large the blocks of the file system are.")
+        return int(found[1])
+
+    def find(self, paths: Iterable[str]) -> dict[str, Found]:
+        """Return what has which of these names, none of which is followed where it is a link itself."""
+        found = {}
+        for answer in self._asked([b"stat " + os.fsencode(path) for path in paths]).split(b"debugfs: stat ")[1:]:
+            path, _, said = answer.decode("utf-8", "replace").partition("\n")
+            if match := _STATUS_OF_FILE.search(said):
+                found[path] = Found(inode=int(match[1]), kind=match[2], size=int(match[3]))
+        return found
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names in a folder; none when there is no such folder."""
+        entries = _ENTRY.findall(self._said(f"ls -p {folder}"))
+        return [os.fsdecode(entry[4]) for entry in entries if entry[4] not in {b".", b".."} and entry[0] != b"0"]
+
+    def content(self, found: Found) -> bytes:
+        """Return the content of a file."""
+        return self._said(f"cat <{found.inode}>")
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What the file system was made with, in mke2fs's words."""
+        found = re.search(r"^Filesystem features: +(.*)$", self._header or self._read_header(), re.MULTILINE)
+        return frozenset(found[1].split()) if found else frozenset()
+
+    def replay_journal(self) -> None:
+        """Do what the guest's kernel would do at the next mount with what it had no time to write to its place."""
+        if "needs_recovery" in self.features:
+            self._run(["-w", "-R", "jr"])
+            self._header = ""
+            if "needs_recovery" in self.features:
+                raise ToolError("debugfs could not replay the file system's journal.")
+
+    def change(self, commands: Sequence[str]) -> None:
+        """Run commands that write; raise ToolError when one of them fails, and some were not run then."""
+        if not commands:
+            return
+        with TemporaryDirectory() as folder:
+            script = Path(folder, "commands")
+            script.write_text("\n".join(commands) + "\n")
+            finished = self._run(["-w", "-f", script])
+        _, *complaints = finished.stderr.decode("utf-8", "replace").splitlines() or [""]
+        if complaints:  # debugfs goes on after an error, and ends with status 0
+            raise ToolError("debugfs could not change the file system.", detail="\n".join(complaints[-5:]))
+
+    def _read_header(self) -> str:
+        self._header = self._said("stats -h").decode("utf-8", "replace")
+        return self._header
+
+    def _said(self, question: str) -> bytes:
+        return self._run(["-R", question]).stdout
+
+    def _run(self, words: list[str | Path]) -> process.Finished:
+        program = process.require("debugfs", package="e2fsprogs")
+        return process.run([program, *words, self._device], limit=_LIMIT, environment={"PAGER": "cat"})
 
     def _listed(self, folders: Iterable[int]) -> Iterator[tuple[int, list[tuple[int, bytes, File]]]]:
         for chosen in _portions(folders):
@@ -115,12 +192,29 @@ class FileSystem:
 
 
 @contextmanager
-def opened(disk: Path, *, disk_format: str = "qcow2") -> Iterator[FileSystem]:
-    """Open the largest ext file system of a disk that nobody writes to; raise ImageError when it has none."""
+def opened(disk: Path, *, disk_format: str = "qcow2", writable: bool = False) -> Iterator[FileSystem]:
+    """Open the largest ext file system of a disk that nobody else writes to; raise ImageError when it has none.
+
+    A ``writable`` qcow2 needs FUSE: ToolError says so where there is none.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="vmimagemanager-look-", dir="/var/tmp")))
-        raw = stack.enter_context(_as_raw(disk, disk_format, folder))
-        yield FileSystem(raw, _offset(raw, disk))
+        if not writable:
+            raw = stack.enter_context(_as_raw(disk, disk_format, folder))
+            yield FileSystem(raw, _offset(raw, disk))
+            return
+        words = ["--blockdev", f"{_node(disk, disk_format)},read-only=off"]
+        with _exported(words, "disk", folder, writable=True) if disk_format != "raw" else nullcontext(disk) as raw:
+            offset = _offset(raw, disk)
+            if not offset:
+                yield FileSystem(raw.absolute(), 0)
+                fsync_path(raw)  # what the daemon has written to its caches alone would end with it
+                return
+        # Who replays a journal opens the file system again, and does not look for it in the middle of a file then.
+        words += ["--blockdev", f"driver=raw,node-name=system,offset={offset},file=disk"]
+        with _exported(words, "system", folder, writable=True) as raw:
+            yield FileSystem(raw, 0)
+            fsync_path(raw)
 
 
 @contextmanager
@@ -128,20 +222,30 @@ def _as_raw(disk: Path, disk_format: str, folder: Path) -> Iterator[Path]:
     if disk_format == "raw":
         yield disk.absolute()
         return
-    raw, record = folder / "disk", folder / "pid"
-    raw.touch()
-    words: list[str | Path] = [
-        *("--pidfile", record),
-        *("--blockdev", f"driver=qcow2,node-name=disk,read-only=on,file.driver=file,file.filename={_escaped(disk)}"),
-        *("--export", f"type=fuse,id=export,node-name=disk,mountpoint={_escaped(raw)},writable=off"),
-    ]
     with ExitStack() as stack:
         try:
-            program = process.require("qemu-storage-daemon", package="qemu-system-common")
-            stack.enter_context(process.beside([program, *words], record.exists, limit=_START_LIMIT))
+            words = ["--blockdev", f"{_node(disk, disk_format)},read-only=on"]
+            raw = stack.enter_context(_exported(words, "disk", folder, writable=False))
         except ToolError as error:  # no FUSE here
             _log.debug("the disk is written out to be read: %s", error)
+            raw = folder / "disk"
             disks.convert(disk, raw, source_format="qcow2", target_format="raw")
+        yield raw
+
+
+def _node(disk: Path, disk_format: str) -> str:
+    return f"driver={disk_format},node-name=disk,file.driver=file,file.filename={_escaped(disk)}"
+
+
+@contextmanager
+def _exported(nodes: list[str], node: str, folder: Path, *, writable: bool) -> Iterator[Path]:
+    """Show a node of QEMU's storage daemon as a file in ``folder`` for as long as the block lasts."""
+    raw, record = folder / node, folder / f"{node}.pid"
+    raw.touch()
+    export = f"type=fuse,id=export,node-name={node},mountpoint={_escaped(raw)},writable={'on' if writable else 'off'}"
+    program = process.require("qemu-storage-daemon", package="qemu-system-common")
+    words: list[str | Path] = [program, "--pidfile", record, *nodes, "--export", export]
+    with process.beside(words, record.exists, limit=_START_LIMIT):
         yield raw
 
 

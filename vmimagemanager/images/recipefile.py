@@ -41,6 +41,8 @@ def read(path: Path, name: str) -> Recipe:
     values = schema.read_table(document, KEYS, spot)
     if "suite" not in values:
         raise spot.child("suite").unexpected("", "the name of a release, such as 'bookworm'")
+    if values.get("uefi") and values.get("bios"):
+        raise spot.child("bios").unexpected(True, "false beside 'uefi': a disk has one boot loader")
     values.setdefault("description", f"built by {path.name}")
     return Recipe(name=name, **cast("dict[str, Any]", values))  # each key has its own parser
 
@@ -129,6 +131,7 @@ KEYS: dict[str, schema.Parser] = {
     "hooks": _list(_script, "a list of paths of scripts"),
     "user": _matching(_USER, "the name of a user of the guest, such as 'root'"),
     "uefi": schema.switch,
+    "bios": schema.switch,
     "cloud": schema.switch,
     "epoch": _epoch,
 }

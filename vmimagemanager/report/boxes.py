@@ -45,6 +45,7 @@ def lines(status: Status) -> list[str]:
     settings = status.settings.to_record()
     hooks = settings.pop("hooks", [])
     settings.pop("image", None)
+    settings.pop("user", None)
     facts: list[tuple[str, str]] = [
         ("state", status.state),
         ("image", status.image or "none: an adopted domain"),
@@ -52,8 +53,9 @@ def lines(status: Status) -> list[str]:
         *([("fork of", status.fork_of)] if status.fork_of else []),
         *([("lan", _lan(status.lan))] if status.lan else []),
         ("use", use(status)),
-        ("ssh", f"{status.settings.user}@{status.ssh[0]}, port {status.ssh[1]}" if status.ssh else "not reachable"),
+        ("ssh", f"{status.user}@{status.ssh[0]}, port {status.ssh[1]}" if status.ssh else "not reachable"),
         ("host key", status.host_key),
+        ("user", status.user if status.settings.user else f"{status.user}, as no setting says another"),
         ("accelerator", f"{status.accelerator}: {status.accelerator_reason}"),
         ("defined", f"{moment(status.created)} by {status.owner}" + (", adopted" if status.adopted else "")),
         *((key, _shown(value)) for key, value in settings.items()),
@@ -82,6 +84,7 @@ def document(status: Status) -> dict[str, Any]:
         "free": status.free,
         "leased_by": _holder(status.leased_by),
         "held_by": None if status.held_by is None else hold_document(status.held_by),
+        "user": status.user,
         "ssh": None if status.ssh is None else {"host": status.ssh[0], "port": status.ssh[1]},
         "host_key": status.host_key,
         "accelerator": {"name": status.accelerator, "reason": status.accelerator_reason},

@@ -10,6 +10,7 @@ from vmimagemanager.config import Configuration, Setting, plain
 from vmimagemanager.names import printable
 
 FORMAT = 1
+_INSTEAD = {"user": "it is the image's"}
 
 
 def lines(configuration: Configuration, box: str | None = None) -> list[str]:
@@ -52,7 +53,7 @@ def _table(path: str, settings: Mapping[str, Setting]) -> list[str]:
     for key, setting in settings.items():
         value = plain(setting.value)
         if value is None:
-            unset.append(f"# {key} is not set")
+            unset.append(f"# {key} is not set" + (f": {_INSTEAD[key]}" if key in _INSTEAD else ""))
         elif key == "hooks" and value:
             for entry in value:
                 hooks += ["", f"# {setting.origin}", f"[[{path}.hooks]]", *records.dump(entry).splitlines()]
