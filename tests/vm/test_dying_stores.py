@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.vm.test_dying import KILLED, deaths, dying, require_nothing_left
+from tests.vm.deaths import KILLED, deaths, dying
+from tests.vm.test_dying import require_nothing_left
 from vmimagemanager import Box, Manager
 from vmimagemanager.boxes import reach
 from vmimagemanager.images import look
