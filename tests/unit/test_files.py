@@ -299,6 +299,44 @@ def test_a_name_is_freed_of_what_does_not_matter(name: str) -> None:
 # -- where it lands ----------------------------------------------------------------------------------------------------
 
 
+def evil(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    made = odd(name, kind)
+    made.linkname = link
+    return made
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [evil("../evil")],
+        [evil("a/../../evil")],
+        [evil("/evil")],
+        [evil("a"), evil("a/evil")],
+        [evil("a"), evil("a")],
+        [evil("missing/evil")],
+        [evil("out", tarfile.SYMTYPE, ".."), evil("out/evil")],
+        [evil("out", tarfile.SYMTYPE, "../evil"), evil("out")],
+        [evil("evil", tarfile.LNKTYPE, "../taken")],
+        [evil("evil", tarfile.LNKTYPE, "/etc/passwd")],
+        [evil("out", tarfile.SYMTYPE, "../taken"), evil("evil", tarfile.LNKTYPE, "out")],
+        [evil("null", tarfile.CHRTYPE)],
+        [evil("disk", tarfile.BLKTYPE)],
+        [evil("pipe", tarfile.FIFOTYPE)],
+        [evil("d/" * 201 + "deep")],
+    ],
+)
+def test_what_could_get_out_of_its_folder_or_is_no_file_is_refused(
+    members: list[tarfile.TarInfo], tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (tmp_path / "taken").write_text("the host's")
+    with pytest.raises(TransferError):
+        unpack(io.BytesIO(b"".join(map(tar.head, members)) + tar.END), target)
+    assert {path.name for path in tmp_path.iterdir()} == {"target", "taken"}
+    assert (tmp_path / "taken").stat().st_nlink == 1
+
+
 def test_what_did_not_land_leaves_nothing(tmp_path: Path) -> None:
     with landing.prepared(["a"], tmp_path / "b") as arrival:
         arrival.receive(io.BytesIO(odd_tree_without_devices()))

@@ -17,7 +17,7 @@ from vmimagemanager import snapshots
 from vmimagemanager.boxes import define, life, quiet, spares
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.durable import occupied, remove_tree
-from vmimagemanager.errors import ForeignDomainError, LeaseError, StateError
+from vmimagemanager.errors import ForeignDomainError, ImageError, LeaseError, StateError
 from vmimagemanager.images import pull
 from vmimagemanager.leases import Leases
 from vmimagemanager.names import is_name
@@ -44,7 +44,7 @@ class Caretaker:
     def put_right(self) -> Iterator[Leftover]:
         """Yield what killed processes left half done, and the blobs that they did not get to publish or to remove."""
         yield from self.interrupted()
-        with suppress(StateError):  # a box's record is damaged, and what it needs not known: `fsck` tells of it
+        with suppress(StateError, ImageError):  # what a damaged box needs is not known: `fsck` tells of it
             yield from self._blobs()
 
     def interrupted(self) -> Iterator[Leftover]:

@@ -81,6 +81,11 @@ class Generations:
         self, own: Path, image: Image, *, reuse: bool = False, below: Mapping[str, Path] | None = None
     ) -> Image:
         """Make what lies in a stage the newest generation of its name, as `ImageStore.publish` says."""
+        if (self.state / "archives" / image.name).is_dir():
+            raise ImageError(
+                f"The archive '{image.name}' holds files: images of disks need a name of their own.",
+                hint=f"Call it '{image.name}-disk', for instance.",
+            )
         below = below or {}
         with ThreadPoolExecutor(max_workers=1) as beside:  # the long flush before the lock, not under it
             flushed = [beside.submit(_flush, path) for path in {*image.files.values(), *below.values()}]

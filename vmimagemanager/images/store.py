@@ -230,7 +230,8 @@ class ImageStore:
         stands on, by their digests, which are their names and were compared with them.  With ``reuse`` a generation
         that is the same in all but its age is returned instead.
 
-        Raises ImageError when the disk stands on what is not there, or is not in the store.
+        Raises ImageError when the disk stands on what is not there, or is not in the store, and when there is an
+        archive of files of that name.
         """
         return self._generations.publish(own, image, reuse=reuse, below=below)
 
