@@ -40,6 +40,16 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.fixture(autouse=True, params=[True, False], ids=["foreseen", "unforeseen"])
+def foreseen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk that is foreseen by who looks at what is free, and one that becomes full all the same."""
+    monkeypatch.setattr(intake, "_RESERVE", Size(0))
+    if not request.param:
+        monkeypatch.setattr(intake, "free_space", lambda _: Size(1 << 40))
+        for module in (intake, export, pull):
+            monkeypatch.setattr(module, "require_space", lambda *_, **__: None)
+
+
 @contextmanager
 def full(folder: Path, *, but: int) -> Iterator[None]:
     """Fill a file system, but for some bytes, for a block."""
@@ -96,8 +106,7 @@ def publish(store: ImageStore, state: Path, raw: Path) -> Image:
         )
 
 
-def test_an_import(small: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "_RESERVE", Size(0))
+def test_an_import(small: Path, raw: Path) -> None:
     store = ImageStore(small)
     require_refused(small, lambda: store.import_image("web", raw, Import(format="raw")))
     store.verify(store.get("web"))
