@@ -69,7 +69,7 @@ class Transport:
                             raise ImageError(f"'{path}' in '{self.url}' has more than {most} bytes.")
             except FileNotFoundError as error:
                 cause = error.__cause__  # of a web server that cannot be reached fsspec says that it has no such file
-                if cause is not None and getattr(cause, "status", 0) not in _GONE:
+                if self.read_only and cause is not None and getattr(cause, "status", 0) not in _GONE:
                     raise ConnectionError(str(cause)) from error
                 return None
         return bytes(content)
