@@ -139,6 +139,10 @@ def test_an_image_is_not_called_as_an_archive_is(manager: Manager, box: Box) -> 
     assert "taken-disk" in caught.value.hint
     assert [image.name for image in manager.images.list()] == ["tiny"]
     assert manager.gc() == ()
+    (manager.state_directory / "archives/killed").mkdir()
+    assert box.store("killed").image.address == "killed:1"
+    (manager.state_directory / "images/empty").mkdir()
+    ArchiveStore(manager.state_directory).require_name("empty")
 
 
 def test_fsck_tells_of_a_damaged_disk_and_removes_no_blob_that_it_may_stand_on(manager: Manager, box: Box) -> None:

@@ -20,10 +20,15 @@ _COPIED = "/stage/"
 
 
 @pytest.fixture(autouse=True)
-def nothing_of_before(manager: Manager) -> Iterator[None]:
-    """Remove what a test stored."""
+def nothing_stored(manager: Manager) -> Iterator[None]:
+    """Remove what a test stored, and what one before that was interrupted did."""
+    remove_stored(manager)
     yield
-    if any(image.name == STORED for image in manager.images.list()):
+    remove_stored(manager)
+
+
+def remove_stored(manager: Manager) -> None:
+    if generations(manager):
         manager.remove_image(STORED)
     archives = ArchiveStore(manager.state_directory)
     if archives.has(STORED):

@@ -81,7 +81,7 @@ class Generations:
         self, own: Path, image: Image, *, reuse: bool = False, below: Mapping[str, Path] | None = None
     ) -> Image:
         """Make what lies in a stage the newest generation of its name, as `ImageStore.publish` says."""
-        if (self.state / "archives" / image.name).is_dir():
+        if any((self.state / "archives" / image.name).glob("[0-9]*")):  # a kill may have left an empty folder
             raise ImageError(
                 f"The archive '{image.name}' holds files: images of disks need a name of their own.",
                 hint=f"Call it '{image.name}-disk', for instance.",
