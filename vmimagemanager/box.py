@@ -632,6 +632,10 @@ class Box:
                     f"The box '{self.name}' is a spare of '{record.fork_of}', which waits to be taken.",
                     hint=f"Take one: vmimagemanager acquire {record.fork_of}",
                 )
+            if self._site.state.box(self.name).frozen.exists():
+                from vmimagemanager.boxes import quiet
+
+                quiet.thaw_what_was_left(self._site, record)
             if log:
                 with operations.logged(self._site.state.box(self.name), verb) as entry:
                     yield record, entry

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from vmimagemanager import process
-from vmimagemanager.durable import translate_os_errors
+from vmimagemanager.durable import free_space, translate_os_errors
 from vmimagemanager.errors import ImageError, SpaceError, ToolError
 from vmimagemanager.units import Size
 
@@ -26,6 +26,7 @@ _MAGIC = b"QFI\xfb"
 _EXTERNAL_DATA = 1 << 2
 _MEMORY = 2 << 30  # bytes of address space: 0.4 GiB are used for an image of 16 TiB
 _SLACK = 16 << 20
+_ALMOST_FULL = 1 << 20
 _CLEAN, _CORRUPT, _LEAKS, _NOT_CHECKABLE = 0, 2, 3, 63
 
 
@@ -135,8 +136,24 @@ def convert(
     guard = _guard(at_most) if at_most is not None else ()
     try:
         _qemu_img("convert", *words, path=source, limit=_LONG_LIMIT, guard=guard)
+    except ImageError as error:
+        full = free_space(target.parent).bytes < _ALMOST_FULL
+        target.unlink(missing_ok=True)
+        if full:  # of a stream-optimised vmdk QEMU 7.2 says "Invalid argument", or aborts
+            raise SpaceError(f"The disk became full in '{target.parent}'.", detail=error.detail) from error
+        raise
     except BaseException:
         target.unlink(missing_ok=True)
+        raise
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a disk of any format as it is, by reference where the file system can do that; raise SpaceError."""
+    try:
+        process.run(["cp", "--reflink=auto", "--sparse=always", "--", source.absolute(), target.absolute()])
+    except ToolError as error:
+        if "No space left on device" in error.detail:
+            raise SpaceError(f"The disk became full in '{target.parent}'.", detail=error.detail) from error
         raise
 
 

@@ -7,6 +7,7 @@ taken.  Its holder may remove the file: a lock on a file that has no name any mo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import getpass
 import json
@@ -140,8 +141,12 @@ class FileLock:
             since=datetime.now().astimezone().isoformat(timespec="seconds"),
             purpose=self.purpose,
         )
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(asdict(holder)).encode() + b"\n", 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(asdict(holder)).encode() + b"\n", 0)
+        except OSError as error:  # who frees a full disk takes locks, too: they hold without a name
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
 
 def _open_to_group(descriptor: int) -> None:

@@ -298,7 +298,7 @@ class Manager:
         from vmimagemanager.boxes.caretaker import Caretaker
         from vmimagemanager.boxes.fsck import examine
 
-        put_right = tuple(Caretaker(site=self.site, look_only=False).interrupted())
+        put_right = tuple(Caretaker(site=self.site, look_only=False).put_right())
         return examine(self.site, put_right, images=images, progress=progress)
 
     def gc(self, *, remove: bool = False) -> tuple[Leftover, ...]:

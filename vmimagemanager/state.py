@@ -114,6 +114,11 @@ class BoxFolder:
         return self.path / "standing.toml"
 
     @property
+    def frozen(self) -> Path:
+        """There when the guest's file systems are frozen, or may be."""
+        return self.path / "frozen"
+
+    @property
     def nvram(self) -> Path:
         """The variables of the guest's UEFI firmware."""
         return self.path / "nvram"

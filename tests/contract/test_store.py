@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ import pytest
 from vmimagemanager import Box, BoxSettings, Manager
 from vmimagemanager.config import Channel
 from vmimagemanager.errors import ImageError, UsageError
+from vmimagemanager.files.formats import Format
 from vmimagemanager.images import chain
+from vmimagemanager.images.archives import ArchiveStore
+from vmimagemanager.units import Size
 
 _SPEC = importlib.util.spec_from_file_location("standing", Path(__file__).with_name("test_standing.py"))
 assert _SPEC is not None
@@ -137,3 +142,67 @@ def test_that_an_image_keeps_what_tells_its_box_from_others_is_said(
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warning.startswith("What tells 'web' from other boxes stays in the image")
     assert reason in warning
+
+
+def test_an_image_is_not_called_as_an_archive_is(manager: Manager, box: Box) -> None:
+    ArchiveStore(manager.state_directory).keep(
+        "taken", Format.TAR_ZST, lambda target: Size(target.write_bytes(b"content")), stored_from="web", description=""
+    )
+    with pytest.raises(ImageError, match="The archive 'taken' holds files") as caught:
+        box.store("taken")
+    assert "taken-disk" in caught.value.hint
+    assert [image.name for image in manager.images.list()] == ["tiny"]
+    assert manager.gc() == ()
+    (manager.state_directory / "archives/killed").mkdir()
+    assert box.store("killed").image.address == "killed:1"
+    (manager.state_directory / "images/empty").mkdir()
+    ArchiveStore(manager.state_directory).require_name("empty")
+
+
+def test_fsck_tells_of_a_damaged_disk_and_removes_no_blob_that_it_may_stand_on(manager: Manager, box: Box) -> None:
+    write(box, manager, "a")
+    box.store("stored")
+    manager.define("other", BoxSettings(image="stored"))
+    overlay = manager.site.state.box("other").overlay
+    before, blobs = overlay.read_bytes(), set((manager.state_directory / "blobs/sha512").iterdir())
+    (manager.state_directory / "images/stored/1/manifest.toml").rename(manager.state_directory / "away")
+    (manager.state_directory / "images/stored/1").rmdir()
+    overlay.write_bytes(b"nonsense")
+    assert "other" in [finding.where for finding in manager.fsck().findings]
+    assert set((manager.state_directory / "blobs/sha512").iterdir()) == blobs
+    overlay.write_bytes(before)
+    assert [left for left in manager.fsck().put_right if "blob" in left.what] == []
+
+
+def test_an_image_that_is_removed_while_boxes_are_made_and_started_stays_or_is_missed(manager: Manager) -> None:
+    boxes: list[Box] = []
+
+    def make(number: int) -> None:
+        try:
+            box = manager.define(f"box{number}", BoxSettings(image="fleeting", channel=Channel.NONE))
+        except ImageError as error:
+            assert "no image 'fleeting'" in error.message  # noqa: PT017 - some are made, some are not
+            return
+        boxes.append(box)
+        box.up()
+
+    base = manager.images.get("tiny")
+    for turn in range(4):
+        manager.images.add("fleeting", base.disk, kernel=base.kernel, initrd=base.initrd, command_line="loud")
+        with ThreadPoolExecutor(max_workers=3) as pool:
+            made = [pool.submit(make, number) for number in (2 * turn, 2 * turn + 1)]
+            with suppress(ImageError):
+                manager.remove_image("fleeting")
+            for each in made:
+                each.result()
+        for box in boxes:
+            record = manager.site.record(box.name)
+            assert Path(record.base).exists()
+            assert box.show().state == "running"
+            manager.images.verify(manager.images.get(record.image))
+        assert manager.fsck(images=True).findings == ()
+        while boxes:
+            boxes.pop().undefine(force=True)
+        with suppress(ImageError):
+            manager.remove_image("fleeting")
+    assert manager.gc() == ()

@@ -21,6 +21,7 @@ from vmimagemanager.durable import remove_tree, translate_os_errors
 from vmimagemanager.errors import ImageError, SpaceError, TransferError
 from vmimagemanager.files import cpio, formats, landing, pack, tar, tree
 from vmimagemanager.files.formats import Format
+from vmimagemanager.files.tarstream import TarStream
 from vmimagemanager.files.unpack import checked, unpack
 
 CAPABILITY = b"\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00".decode(
@@ -75,14 +76,14 @@ def odd_tree() -> bytes:
 def described(stream: bytes) -> dict[str, tuple[object, ...]]:
     """Return everything that a tar stream says, by name; a hole is as good as another."""
     found: dict[str, tuple[object, ...]] = {}
-    with tar.Reader(io.BytesIO(stream)) as reader:
-        for one in reader:
-            content = reader.content(one).read() if one.isreg() else b""
-            attributes = tar.attributes(one)
-            time = attributes.pop("mtime", str(one.mtime))
-            device = (one.devmajor, one.devminor) if one.ischr() or one.isblk() else None
-            own = () if one.islnk() else (one.mode, one.uid, one.gid, float(time), attributes)
-            found[checked(one.name)] = (one.type if not one.isreg() else b"0", one.linkname, device, content, *own)
+    reader = TarStream(io.BytesIO(stream), holes=True)
+    for one in reader:
+        content = b"".join(reader.content()) if one.isreg() else b""
+        attributes = tar.attributes(one)
+        time = attributes.pop("mtime", str(one.mtime))
+        device = (one.devmajor, one.devminor) if one.ischr() or one.isblk() else None
+        own = () if one.islnk() else (one.mode, one.uid, one.gid, float(time), attributes)
+        found[checked(one.name)] = (one.type if not one.isreg() else b"0", one.linkname, device, content, *own)
     return found
 
 
@@ -113,8 +114,7 @@ def test_a_hole_stays_a_hole(kind: Format, tmp_path: Path) -> None:
     formats.keep(io.BytesIO(odd_tree()), kind, tmp_path / "kept", lambda _: None)
     back = io.BytesIO()
     formats.send(tmp_path / "kept", kind, back)
-    with tar.Reader(io.BytesIO(back.getvalue())) as reader:
-        holes = [one for one in reader if one.name == "./holes"]
+    holes = [one for one in TarStream(io.BytesIO(back.getvalue()), holes=True) if one.name == "./holes"]
     assert holes[0].issparse()
     assert len(back.getvalue()) < BIG
 
@@ -187,7 +187,7 @@ def test_a_tree_is_laid_down_with_modes_times_and_holes(tmp_path: Path) -> None:
 def test_a_header_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     header = tarfile.TarInfo("long")
     header.type, header.size = tarfile.XHDTYPE, 1 << 40
-    with pytest.raises(TransferError, match="refused"):
+    with pytest.raises(TransferError, match="extended header has"):
         unpack(io.BytesIO(header.tobuf(tarfile.GNU_FORMAT) + bytes(4096)), tmp_path)
 
 
@@ -196,6 +196,64 @@ def test_a_chain_of_headers_has_an_end(tmp_path: Path) -> None:
     header.type, header.size = tarfile.GNUTYPE_LONGNAME, 512
     with pytest.raises(TransferError):
         unpack(io.BytesIO((header.tobuf(tarfile.GNU_FORMAT) + b"x" * 512) * 5000), tmp_path)
+
+
+def sparse(text: bytes, *, size: int = 1 << 20, stored: int = 0) -> bytes:
+    """Return a tar of one sparse file that begins with a map."""
+    text += bytes(-len(text) % 512)
+    one = odd("GNUSparseFile.0/a")
+    one.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(size)}
+    one.size = len(text) + stored
+    return tar.head(one) + text + bytes(stored + -stored % 512) + tar.END
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"1\n", b"x\n", b"1\n-1\n1\n", b"1\n1048576\n512\n", b"2\n512\n512\n0\n0\n", b"1\n0\n1024\n", b"9" * 600],
+)
+def test_holes_that_make_no_sense_are_refused(text: bytes) -> None:
+    (good,) = list(TarStream(io.BytesIO(sparse(b"1\n0\n512\n", stored=512)), holes=True))
+    assert (good.size, good.issparse()) == (1 << 20, True)
+    with pytest.raises(TransferError, match=r"hole|too early"):
+        list(TarStream(io.BytesIO(sparse(text, stored=512)), holes=True))
+
+
+def test_a_map_of_holes_that_would_fill_the_memory_is_refused_and_not_read() -> None:
+    stream = io.BytesIO(sparse(b"99999999\n" + b"0\n0\n" * 100000))
+    with pytest.raises(TransferError, match="99999999 holes"):
+        list(TarStream(stream, holes=True))
+    assert stream.tell() < 8192
+
+
+def test_who_does_not_expect_holes_gets_none() -> None:
+    with pytest.raises(TransferError, match="sparse"):
+        list(TarStream(io.BytesIO(sparse(b"0\n", size=1 << 60))))
+
+
+def test_headers_for_all_members_have_an_end() -> None:
+    def shared(number: int) -> bytes:
+        record = f"key{number:06}=".encode() + b"x" * 700_000
+        text = f"{len(record) + 8} ".encode() + record + b"\n"
+        header = tarfile.TarInfo("shared")
+        header.type, header.size = tarfile.XGLTYPE, len(text)
+        return header.tobuf(tarfile.GNU_FORMAT) + text + bytes(-len(text) % 512) + tar.head(odd("a"))
+
+    with pytest.raises(TransferError, match="extended header has"):
+        list(TarStream(io.BytesIO(b"".join(map(shared, range(3))) + tar.END)))
+
+
+@pytest.mark.parametrize("record", [b"15 SCHILY\0.a=b\n", b"12 path=a\0b\n", b"22 mtime=99999999999x\n"])
+def test_an_extended_header_that_no_system_could_take_is_refused(record: bytes) -> None:
+    header = tarfile.TarInfo("own")
+    header.type, header.size = tarfile.XHDTYPE, len(record)
+    stream = header.tobuf(tarfile.GNU_FORMAT) + record + bytes(512 - len(record)) + tar.head(odd("a")) + tar.END
+    with pytest.raises(TransferError, match="damaged"):
+        list(TarStream(io.BytesIO(stream)))
+
+
+def test_something_after_the_end_is_refused() -> None:
+    with pytest.raises(TransferError, match="follows its end"):
+        list(TarStream(io.BytesIO(tar.END + b"x" * 512)))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -239,6 +297,44 @@ def test_a_name_is_freed_of_what_does_not_matter(name: str) -> None:
 
 
 # -- where it lands ----------------------------------------------------------------------------------------------------
+
+
+def evil(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    made = odd(name, kind)
+    made.linkname = link
+    return made
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [evil("../evil")],
+        [evil("a/../../evil")],
+        [evil("/evil")],
+        [evil("a"), evil("a/evil")],
+        [evil("a"), evil("a")],
+        [evil("missing/evil")],
+        [evil("out", tarfile.SYMTYPE, ".."), evil("out/evil")],
+        [evil("out", tarfile.SYMTYPE, "../evil"), evil("out")],
+        [evil("evil", tarfile.LNKTYPE, "../taken")],
+        [evil("evil", tarfile.LNKTYPE, "/etc/passwd")],
+        [evil("out", tarfile.SYMTYPE, "../taken"), evil("evil", tarfile.LNKTYPE, "out")],
+        [evil("null", tarfile.CHRTYPE)],
+        [evil("disk", tarfile.BLKTYPE)],
+        [evil("pipe", tarfile.FIFOTYPE)],
+        [evil("d/" * 201 + "deep")],
+    ],
+)
+def test_what_could_get_out_of_its_folder_or_is_no_file_is_refused(
+    members: list[tarfile.TarInfo], tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (tmp_path / "taken").write_text("the host's")
+    with pytest.raises(TransferError):
+        unpack(io.BytesIO(b"".join(map(tar.head, members)) + tar.END), target)
+    assert {path.name for path in tmp_path.iterdir()} == {"target", "taken"}
+    assert (tmp_path / "taken").stat().st_nlink == 1
 
 
 def test_what_did_not_land_leaves_nothing(tmp_path: Path) -> None:
@@ -310,8 +406,7 @@ def test_a_folder_brings_its_content_and_a_file_its_name(tmp_path: Path) -> None
     for source in (tmp_path / "tree", tmp_path / "tree" / "etc" / "a"):
         out = io.BytesIO()
         pack.laying(source, PurePosixPath("/")).feed(out)
-        with tar.Reader(io.BytesIO(out.getvalue())) as reader:
-            names.append([(one.name, one.uid, one.uname) for one in reader])
+        names.append([(one.name, one.uid, one.uname) for one in TarStream(io.BytesIO(out.getvalue()))])
     assert names == [[("./etc", 0, ""), ("./etc/a", 0, "")], [("a", 0, "")]]
 
 

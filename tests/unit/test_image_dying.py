@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 from vmimagemanager import disks
+from vmimagemanager.files.formats import Format
 from vmimagemanager.images import Image, ImageStore, export, pull, share
+from vmimagemanager.images.archives import ArchiveStore
 from vmimagemanager.images.stage import stage
 from vmimagemanager.progress import silent
+from vmimagemanager.units import Size
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 _SPEC = importlib.util.spec_from_file_location("dying", Path(__file__).parents[1] / "vm" / "dying.py")
@@ -143,3 +146,23 @@ def test_an_export_may_die_at_every_step(store: ImageStore, tmp_path: Path) -> N
             assert disks.info(target, disk_format="vmdk").virtual_size == image.disk_size, step
             target.unlink()
     assert [path.name for path in folder.iterdir()] == [target.name]
+
+
+def test_an_archive_may_die_at_every_step(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    archives = ArchiveStore(state)
+
+    def make(target: Path) -> Size:
+        return Size(target.write_bytes(b"content" * 10000))
+
+    def archive() -> None:
+        archives.keep("web-files", Format.TAR_ZST, make, stored_from="web", description="")
+
+    for step in deaths(state, archive):
+        assert list(archives.examine()) == [], step
+        ImageStore(state).stale_stages(remove=True)
+        for kept in archives.list():  # the last step was the removal of the stage
+            archives.verify(kept)
+            archives.remove(kept.address)
+        assert not list(state.glob("archives/*/*")), step
+    archives.verify(archives.get("web-files"))

@@ -383,6 +383,13 @@ def test_a_server_that_is_not_there_is_one_error(there: Host) -> None:
             there.pull("web", url)
 
 
+def test_a_password_in_an_address_is_in_no_message(there: Host) -> None:
+    for url in ("ssh://somebody:secret@127.0.0.1:9/images", "http://somebody:secret@127.0.0.1:9/images"):
+        with pytest.raises(VmimError, match="somebody@127") as caught:
+            there.pull("web", url)
+        assert "secret" not in str(caught.value) + caught.value.hint + caught.value.detail
+
+
 def test_a_package_that_is_missing_is_named(there: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "aiohttp", None)
     with pytest.raises(ImageError, match="not installed") as caught:

@@ -15,6 +15,7 @@ from vmimagemanager.cli.run import run
 from vmimagemanager.errors import BoxError, ImageError, TransferError, UsageError
 from vmimagemanager.files import formats, tar
 from vmimagemanager.files.formats import Format
+from vmimagemanager.files.tarstream import TarStream
 from vmimagemanager.images.archives import ArchiveStore
 from vmimagemanager.units import Size
 
@@ -36,8 +37,7 @@ def tree(tmp_path: Path) -> Path:
 def names(feed: Callable[[io.BytesIO], object]) -> list[str]:
     out = io.BytesIO()
     feed(out)
-    with tar.Reader(io.BytesIO(out.getvalue())) as reader:
-        return [member.name for member in reader]
+    return [member.name for member in TarStream(io.BytesIO(out.getvalue()))]
 
 
 def test_an_insert_is_a_copy_that_only_its_owner_can_read(state: Path, tree: Path) -> None:

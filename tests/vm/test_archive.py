@@ -31,7 +31,7 @@ from vmimagemanager.state import SnapshotFolder
 from vmimagemanager.units import Size
 
 from .conftest import RAM, new_name
-from .test_dying import deaths
+from .deaths import deaths
 
 REMEMBERED = "cat /run/in-memory /root/on-disk /proc/sys/kernel/random/boot_id"
 

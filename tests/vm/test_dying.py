@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from datetime import timedelta
-from itertools import count
-from pathlib import Path
 
+from tests.vm.deaths import deaths
 from vmimagemanager import Box, Manager
 from vmimagemanager.boxes.fork import clones_of
 from vmimagemanager.boxes.spares import Catalogue
 from vmimagemanager.deadline import Deadline
 from vmimagemanager.names import Address
 
-PROGRAM = Path(__file__).with_name("dying.py")
-KILLED = -9
 LIMIT = timedelta(minutes=1)
-
-
-def deaths(environment: dict[str, str], *words: str) -> Iterator[str]:
-    """Run a verb, killed before its first step, its second, and so on, until it ends by itself; yield each step."""
-    for number in count(1):
-        finished = subprocess.run(
-            [sys.executable, PROGRAM, str(number), environment["VMIM_STATE_DIR"], *words],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        if finished.returncode != KILLED:
-            assert finished.returncode == 0, finished.stderr
-            assert number > 5
-            return
-        yield finished.stderr.splitlines()[-1]
 
 
 def require_nothing_left(manager: Manager, step: str) -> None:

@@ -14,10 +14,10 @@ from datetime import timedelta
 from pathlib import Path
 
 from vmimagemanager import snapshots
-from vmimagemanager.boxes import define, life, spares
+from vmimagemanager.boxes import define, life, quiet, spares
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.durable import occupied, remove_tree
-from vmimagemanager.errors import ForeignDomainError, LeaseError, StateError
+from vmimagemanager.errors import ForeignDomainError, ImageError, LeaseError, StateError
 from vmimagemanager.images import pull
 from vmimagemanager.leases import Leases
 from vmimagemanager.names import is_name
@@ -40,6 +40,12 @@ class Caretaker:
 
     site: Site
     look_only: bool
+
+    def put_right(self) -> Iterator[Leftover]:
+        """Yield what killed processes left half done, and the blobs that they did not get to publish or to remove."""
+        yield from self.interrupted()
+        with suppress(StateError, ImageError):  # what a damaged box needs is not known: `fsck` tells of it
+            yield from self._blobs()
 
     def interrupted(self) -> Iterator[Leftover]:
         """Yield what killed processes left half done."""
@@ -72,11 +78,14 @@ class Caretaker:
         leases = Leases(self.site.state)
         for path in leases.stale_holds():
             yield self._removed(path, f"the hold '{path}', whose time is over or whose box is gone")
+        yield from self._blobs()
+        for path, size in self.site.images.downloads(remove=not self.look_only):
+            yield Leftover(what=f"what an import fetched or kept, '{path}'", size=size)
+
+    def _blobs(self) -> Iterator[Leftover]:
         used = define.blobs_in_use
         for path, size in self.site.images.unneeded_blobs(lambda: used(self.site), remove=not self.look_only):
             yield Leftover(what=f"the blob '{path}', which no image and no box uses", size=size)
-        for path, size in self.site.images.downloads(remove=not self.look_only):
-            yield Leftover(what=f"what an import fetched or kept, '{path}'", size=size)
 
     def _left_of(self, name: str) -> Iterator[Leftover]:
         for path in self._half_made().get(name, ()):
@@ -106,6 +115,10 @@ class Caretaker:
             snapshots.settle(life.subject(self.site, record), domain)
             snapshots.sweep(folder)
         yield from left
+        if folder.frozen.exists():
+            if not self.look_only:
+                quiet.thaw_what_was_left(self.site, record)
+            yield Leftover(what=f"the guest of '{name}', whose file systems were left frozen", size=Size(0))
 
     def _domain_without_box(self, name: str) -> Iterator[Leftover]:
         with suppress(ForeignDomainError):

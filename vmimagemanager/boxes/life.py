@@ -65,7 +65,7 @@ def up(site: Site, record: BoxRecord) -> Up:
     watch = Stopwatch()
     domain = site.domain(record.name)
     snapshots.settle(subject(site, record), domain)
-    domain = _woken(site.domain(record.name))
+    domain = woken(site.domain(record.name))
     started = domain is None
     if domain is None:
         domain = _boot(site, record, folder)
@@ -184,7 +184,7 @@ def _boot(site: Site, record: BoxRecord, folder: BoxFolder) -> Domain:
     return domain
 
 
-def _woken(domain: Domain | None) -> Domain | None:
+def woken(domain: Domain | None) -> Domain | None:
     """Resume a guest that is paused; one that waits for a memory that will never come, or crashed, is ended."""
     if domain is None or domain.state() is DomainState.RUNNING:
         return domain

@@ -14,12 +14,12 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from vmimagemanager import process, snapshots
+from vmimagemanager import disks, snapshots
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.disks import Backing
 from vmimagemanager.durable import fsync_path, occupied, require_space, translate_os_errors
-from vmimagemanager.errors import BoxError, ImageError, SpaceError, ToolError, TransferError
+from vmimagemanager.errors import BoxError, ImageError, SpaceError, TransferError
 from vmimagemanager.files import landing
 from vmimagemanager.files.pack import Feed, Laying
 from vmimagemanager.guest.transfer import SEND, says_full
@@ -229,7 +229,7 @@ def _own_copy(site: Site, record: BoxRecord) -> Iterator[Path]:
     require_space(folder.path, Size(occupied(folder.overlay).bytes), purpose=f"Changing the disk of '{record.name}'")
     staged = folder.overlay.with_name(f".{folder.overlay.name}.{os.getpid()}")
     try:
-        copy(folder.overlay, staged)
+        disks.copy(folder.overlay, staged)
         launch.give_to_qemu(site.hypervisor, staged)
         yield staged
         with translate_os_errors("replace", folder.overlay):
@@ -238,16 +238,6 @@ def _own_copy(site: Site, record: BoxRecord) -> Iterator[Path]:
             fsync_path(folder.path)
     finally:
         staged.unlink(missing_ok=True)
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a disk, by reference where the file system can do that; raise SpaceError."""
-    try:
-        process.run(["cp", "--reflink=auto", "--sparse=always", "--", source, target])
-    except ToolError as error:
-        if "No space left on device" in error.detail:
-            raise SpaceError(f"The disk became full in '{target.parent}'.", detail=error.detail) from error
-        raise
 
 
 @contextmanager

@@ -8,18 +8,19 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from vmimagemanager import disks, keys, snapshots
 from vmimagemanager.boxes import life, reach
+from vmimagemanager.boxes.quiet import Quiet
 from vmimagemanager.boxes.reach import LOGIN
 from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.config import Channel, Firmware
-from vmimagemanager.deadline import Deadline, Stopwatch
+from vmimagemanager.deadline import Stopwatch
 from vmimagemanager.durable import occupied, require_space, translate_os_errors
-from vmimagemanager.errors import BoxError, GuestError, ImageError, ToolError, UsageError, VmimError
+from vmimagemanager.errors import BoxError, ImageError, ToolError, UsageError, VmimError
 from vmimagemanager.guest.repair import new_token
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml
@@ -29,14 +30,10 @@ from vmimagemanager.images.stage import stage
 from vmimagemanager.leases import owner
 from vmimagemanager.names import Address
 from vmimagemanager.progress import Progress
-from vmimagemanager.snapshots import Subject
-from vmimagemanager.snapshots.subject import GuestProof
 from vmimagemanager.state import BoxFolder
 from vmimagemanager.units import Size
 
 FORMATS = ("qcow2", "raw")
-_FLUSH_LIMIT = timedelta(minutes=1)
-_THAW_LIMIT = timedelta(seconds=15)
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +122,7 @@ def _frozen_now(site: Site, record: BoxRecord, domain: Domain) -> Path:
             hint=f"vmimagemanager down {record.name}; or take a snapshot, and store that: --snapshot NAME",
         )
     snapshots.require_engine(subject, domain)
-    quiet = _Quiet(subject, record)
+    quiet = Quiet(subject, record)
     hidden = f".store.{os.getpid()}"
     try:
         snapshots.take(quiet.subject, domain, hidden, token=new_token(), owner=owner(), description="")
@@ -137,62 +134,6 @@ def _frozen_now(site: Site, record: BoxRecord, domain: Domain) -> Path:
         if folder.snapshot(hidden).path.exists():
             snapshots.remove(folder, hidden)
     return layer
-
-
-class _Quiet:
-    """A subject of a snapshot whose file systems are frozen from its first planting to its second one.
-
-    They are clean in the snapshot then: nothing has to be repaired by whoever boots the disk.  What cannot be frozen
-    is at least flushed.
-    """
-
-    def __init__(self, subject: Subject, record: BoxRecord) -> None:
-        assert subject.plant is not None
-        self._plant = subject.plant
-        self._shut_down = subject.shut_down
-        self._record = record
-        self._folder = subject.folder
-        self._planted = self._frozen = False
-        self.subject = replace(subject, plant=self.plant, shut_down=self.shut_down)
-
-    def plant(self, domain: Domain, token: str) -> GuestProof:
-        self.thaw(domain)
-        proof = self._plant(domain, token)
-        if not self._planted:
-            self._planted = True
-            self._freeze(domain)
-        return proof
-
-    def shut_down(self, domain: Domain) -> None:
-        self.thaw(domain)
-        self._shut_down(domain)
-
-    def thaw(self, domain: Domain) -> None:
-        if not self._frozen:
-            return
-        agent = reach.agent(domain)
-        agent.wait(Deadline(_THAW_LIMIT), lambda: reach.check_alive(domain, self._folder))
-        agent.command("guest-fsfreeze-thaw")
-        self._frozen = False
-
-    def _freeze(self, domain: Domain) -> None:
-        result = reach.runner(domain, self._record, self._folder).run(["sync"], limit=_FLUSH_LIMIT)
-        if result.status != 0:
-            raise GuestError(
-                f"The guest of '{self._record.name}' could not write out what it has in memory.",
-                detail=result.stderr.decode("utf-8", "replace").strip(),
-            )
-        if self._record.settings.channel is not Channel.AGENT:
-            return
-        agent = reach.agent(domain)
-        try:
-            self._frozen = True  # even when its answer does not arrive
-            agent.command("guest-fsfreeze-freeze")
-        except VmimError as error:
-            _log.info("the guest of '%s' was flushed, not frozen: %s", self._record.name, error)
-            with suppress(VmimError):
-                agent.command("guest-fsfreeze-thaw")
-            self._frozen = False
 
 
 def _make_nobodys(record: BoxRecord, folder: BoxFolder, disk: Path, disk_format: str) -> None:

@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from vmimagemanager.errors import TransferError
 from vmimagemanager.files import tar
+from vmimagemanager.files.tarstream import TarStream
 
 MAGIC = b"070701"
 ATTRIBUTES = ".vmimagemanager-attributes/"
@@ -48,10 +49,9 @@ class _Head:
 def from_tar(stream: BinaryIO, write: Write) -> None:
     """Write a tar stream as cpio; raise TransferError for what cpio cannot hold."""
     numbers: dict[str, int] = {}
-    with tar.Reader(stream) as reader:
-        for count, member in enumerate(reader, 1):
-            _write_member(reader, member, count, numbers, write=write)
-    tar.drain(stream)
+    reader = TarStream(stream, holes=True)
+    for count, member in enumerate(reader, 1):
+        _write_member(reader, member, count, numbers, write=write)
     write(_head(_Head(number=0, mode=0, user=0, group=0, links=1, time=0, size=0, device=(0, 0), name=_TRAILER)))
 
 
@@ -70,7 +70,7 @@ def to_tar(stream: BinaryIO, write: Write, *, begun: bool = False) -> None:
 
 
 def _write_member(
-    reader: tar.Reader, member: tarfile.TarInfo, count: int, numbers: dict[str, int], *, write: Write
+    reader: TarStream, member: tarfile.TarInfo, count: int, numbers: dict[str, int], *, write: Write
 ) -> None:
     number = numbers.get(member.linkname, count) if member.islnk() else count
     content: BinaryIO | None = None
@@ -132,7 +132,7 @@ def _write_member(
         )
     )
     if size:
-        tar.copied(content or reader.content(member), write, size)
+        tar.copied(content or reader.content(), write, size)
         write(bytes(-size % 4))
 
 

@@ -18,6 +18,7 @@ import zstandard
 
 from vmimagemanager.errors import TransferError
 from vmimagemanager.files import cpio, tar
+from vmimagemanager.files.tarstream import BLOCK
 
 _KINDS, _PACKINGS = ("tar", "cpio"), ("", ".gz", ".bz2", ".xz", ".zst")
 SUFFIXES = (*(f".{kind}{packing}" for kind in _KINDS for packing in _PACKINGS), ".tgz", ".tbz2", ".txz", ".tzst")
@@ -83,7 +84,7 @@ def send_archive(source: Path, stream: BinaryIO) -> None:
         if first == cpio.MAGIC:
             cpio.to_tar(content, stream.write, begun=True)
             return
-        block = first + _exactly(content, tar.BLOCK - len(first))
+        block = first + _exactly(content, BLOCK - len(first))
         if any(block):
             with tar.translated():
                 tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")

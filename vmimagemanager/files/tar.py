@@ -1,25 +1,19 @@
-"""Tar streams that nobody trusts, read member by member.
+"""Tar streams written member by member, and copied as they are; they are read by `tarstream`.
 
-The formats are those of POSIX pax and of GNU tar.  Python's reader loads extended headers into memory whole and follows
-chains of them by recursion: both have limits here, and whatever is wrong with a stream is one TransferError.
+The formats are those of POSIX pax and of GNU tar.
 """
 
 from __future__ import annotations
 
-import math
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, BinaryIO, Protocol, cast
+from typing import cast
 
 from vmimagemanager.errors import TransferError
+from vmimagemanager.files.tarstream import BLOCK, Source
 
-BLOCK = tarfile.BLOCKSIZE
-XATTR = "SCHILY.xattr."
-_LONGEST_HEADER = 1 << 20
-_EXTENDED = frozenset({tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE})
-_LONG_NAMES = frozenset({tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK})
 _CHUNK = 1 << 18
 # Types of members that are neither files nor hard links, and what a mode (inode(7)) says of them.
 KINDS = {
@@ -30,91 +24,12 @@ KINDS = {
     tarfile.FIFOTYPE: stat.S_IFIFO,
 }
 TYPES = {kind: number for number, kind in KINDS.items()}
-_MOST, _LARGEST = (1 << 32) - 1, 1 << 62
 # What tarfile makes of the rest of a member's headers, and what is made anew when it is written again.
 _MADE_ANEW = ("path", "linkpath", "size", "hdrcharset", "uid", "gid", "uname", "gname", "atime", "ctime")
 _DAMAGED = (tarfile.TarError, ValueError, IndexError, OverflowError, KeyError, EOFError, RecursionError, TypeError)
 
 
-class Member(tarfile.TarInfo):
-    """A member whose extended headers may not be longer than a mebibyte, and whose header may not be damaged.
-
-    Python's reader takes a damaged header that is not the first one for the archive's end.
-    """
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Member:
-        return cls._sound(buf, lambda: super(Member, cls).frombuf(buf, encoding, errors))
-
-    @classmethod
-    def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, **options: bool) -> Member:
-        # A Python with the corrections of 2025 asks this one.
-        parse = super()._frombuf  # type: ignore[misc]  # tarfile's own
-        return cls._sound(buf, lambda: parse(buf, encoding, errors, **options))
-
-    @staticmethod
-    def _sound(buf: bytes | bytearray, parse: Callable[[], Member]) -> Member:
-        if len(buf) < BLOCK:
-            raise TransferError("The archive ends before its end.")
-        if not any(buf):
-            raise tarfile.EOFHeaderError("end of file header")  # type: ignore[attr-defined]  # tarfile's own
-        with translated():
-            found = parse()
-        if found.type in _EXTENDED | _LONG_NAMES and not 0 <= found.size <= _LONGEST_HEADER:
-            raise TransferError(f"The archive is refused: it has a header of {found.size} bytes.")
-        return found
-
-
-class Reader:
-    """The members of a tar stream, in their order; a context manager.
-
-    Raises TransferError for a stream that is damaged, or ends before its time.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        with translated():
-            self._tar = tarfile.open(  # noqa: SIM115 - closed with the reader
-                fileobj=stream, mode="r|", tarinfo=Member, encoding="utf-8", errors="surrogateescape"
-            )
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._tar.close()
-
-    def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        while True:
-            with translated():
-                member = self._tar.next()
-            if member is None:
-                return
-            forget_members(self._tar)
-            _require_sense(member)
-            yield member
-
-    def content(self, member: tarfile.TarInfo) -> IO[bytes]:
-        """Return what reads the content of the member that was returned last, holes as zeros."""
-        with translated():
-            stream = self._tar.extractfile(member)
-        if stream is None:
-            raise TransferError(f"The archive is damaged: '{shown(member.name)}' has no content.")
-        return stream
-
-
-def _require_sense(member: tarfile.TarInfo) -> None:
-    numbers = (member.uid, member.gid, member.devmajor, member.devminor, member.mode)
-    makes_sense = all(0 <= number <= _MOST for number in numbers) and 0 <= member.size <= _LARGEST
-    makes_sense = makes_sense and math.isfinite(member.mtime) and abs(member.mtime) < _LARGEST
-    at = 0
-    for offset, length in extents_of(member) or ():
-        makes_sense = makes_sense and at <= offset and length >= 0 and offset + length <= member.size
-        at = offset + length
-    if not makes_sense:
-        raise TransferError(f"The archive is damaged: what it says of '{shown(member.name)}' makes no sense.")
-
-
-def copied(source: IO[bytes], write: Callable[[bytes], object], size: int) -> None:
+def copied(source: Source, write: Callable[[bytes], object], size: int) -> None:
     """Copy a member's content; raise TransferError when there is less of it than ``size``."""
     left = size
     while left:
@@ -138,12 +53,6 @@ def extents_of(member: tarfile.TarInfo) -> list[tuple[int, int]] | None:
     return [(extent[0], extent[1]) for extent in cast("list[tuple[int, int]]", member.sparse or [])]
 
 
-class Source(Protocol):
-    """What can be read."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-
 def copy_whole(stream: Source, write: Callable[[bytes], object], last: bytes = b"") -> None:
     """Copy a tar as it is; raise TransferError when it does not end as one (``last`` is what was read of it before)."""
     while chunk := stream.read(_CHUNK):
@@ -151,12 +60,6 @@ def copy_whole(stream: Source, write: Callable[[bytes], object], last: bytes = b
         last = (last + chunk)[-BLOCK:]
     if len(last) < BLOCK or any(last):
         raise TransferError("The archive ends before its end.")
-
-
-def drain(stream: BinaryIO) -> None:
-    """Read what follows an archive's last member: whoever writes it has to get rid of it."""
-    while stream.read(_CHUNK):
-        pass
 
 
 def attributes(member: tarfile.TarInfo) -> dict[str, str]:
@@ -175,7 +78,7 @@ def head(member: tarfile.TarInfo) -> bytes:
 
 
 def write_file(
-    write: Callable[[bytes], object], member: tarfile.TarInfo, content: IO[bytes], extents: list[tuple[int, int]] | None
+    write: Callable[[bytes], object], member: tarfile.TarInfo, content: Source, extents: list[tuple[int, int]] | None
 ) -> None:
     """Write a regular file of ``member.size`` bytes; with ``extents`` only these parts, as GNU tar's sparse format 1.0.
 

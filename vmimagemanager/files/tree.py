@@ -19,6 +19,7 @@ from typing import BinaryIO
 from vmimagemanager.durable import translate_os_errors
 from vmimagemanager.errors import TransferError
 from vmimagemanager.files import tar
+from vmimagemanager.files.tarstream import XATTR, TarStream
 from vmimagemanager.files.unpack import checked
 
 STAT = "user.rsync.%stat"
@@ -31,20 +32,19 @@ def from_tar(stream: BinaryIO, folder: Path) -> None:
     """Lay a tar stream into the new folder; raise TransferError, or OSError where it has no extended attributes."""
     folder.mkdir(mode=0o700)
     times: list[tuple[Path, tarfile.TarInfo]] = []
-    with tar.Reader(stream) as reader:
-        for member in reader:
-            path = folder / name if (name := checked(member.name)) else folder
-            if member.islnk():
-                os.link(folder / checked(member.linkname), path, follow_symlinks=False)
-                continue
-            if member.isdir():
-                path.mkdir(mode=0o700, exist_ok=path == folder)
-                times.append((path, member))
-            else:
-                _write(path, member, reader)
-            _note(path, member)
-            _date(path, member)
-    tar.drain(stream)
+    reader = TarStream(stream, holes=True)
+    for member in reader:
+        path = folder / name if (name := checked(member.name)) else folder
+        if member.islnk():
+            os.link(folder / checked(member.linkname), path, follow_symlinks=False)
+            continue
+        if member.isdir():
+            path.mkdir(mode=0o700, exist_ok=path == folder)
+            times.append((path, member))
+        else:
+            _write(path, member, reader)
+        _note(path, member)
+        _date(path, member)
     for path, member in reversed(times):
         _date(path, member)
 
@@ -89,13 +89,13 @@ def digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def _write(path: Path, member: tarfile.TarInfo, reader: tar.Reader) -> None:
+def _write(path: Path, member: tarfile.TarInfo, reader: TarStream) -> None:
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb", buffering=0) as target:
         if member.issym():
             target.write(os.fsencode(member.linkname))
         elif member.isreg():
-            content = reader.content(member)
+            content = reader.content()
             at = 0
             extents = tar.extents_of(member)
             for offset, length in [(0, member.size)] if extents is None else extents:
@@ -115,7 +115,7 @@ def _note(path: Path, member: tarfile.TarInfo) -> None:
     for key, value in tar.attributes(member).items():
         if key == "mtime":
             continue
-        kept = f"{_XATTR}{key.removeprefix(tar.XATTR)}" if key.startswith(tar.XATTR) else f"{_OURS}{key}"
+        kept = f"{_XATTR}{key.removeprefix(XATTR)}" if key.startswith(XATTR) else f"{_OURS}{key}"
         os.setxattr(path, kept.encode("utf-8", "surrogateescape"), value.encode("utf-8", "surrogateescape"))
 
 
@@ -165,7 +165,7 @@ def _member(path: Path, name: str) -> tarfile.TarInfo:
         if key.startswith(_OURS):
             name_of_it = key.removeprefix(_OURS)
         elif key.startswith(_XATTR) and key != STAT:
-            name_of_it = tar.XATTR + key.removeprefix(_XATTR)
+            name_of_it = XATTR + key.removeprefix(_XATTR)
         else:
             continue
         value = os.getxattr(path, key, follow_symlinks=False).decode("utf-8", "surrogateescape")

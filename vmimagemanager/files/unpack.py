@@ -12,10 +12,11 @@ import stat
 import tarfile
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from vmimagemanager.errors import TransferError
 from vmimagemanager.files import tar
+from vmimagemanager.files.tarstream import Source, TarStream
 
 _DEEPEST = 200  # folders: a guest could make believe that there is no end
 _HOLE = 1 << 16
@@ -36,10 +37,9 @@ def unpack(stream: BinaryIO, folder: Path) -> Unpacked:
     Raises TransferError, or OSError; what was laid down is left then.
     """
     done = _Laying(folder)
-    with tar.Reader(stream) as reader:
-        for member in reader:
-            done.add(member, reader)
-    tar.drain(stream)
+    reader = TarStream(stream, holes=True)
+    for member in reader:
+        done.add(member, reader.content())
     done.finish()
     return done.unpacked
 
@@ -52,7 +52,7 @@ class _Laying:
         self._links: list[tuple[Path, str]] = []
         self.unpacked = Unpacked()
 
-    def add(self, member: tarfile.TarInfo, reader: tar.Reader) -> None:
+    def add(self, member: tarfile.TarInfo, content: Source) -> None:
         name = checked(member.name)
         if not name:  # the folder itself
             return
@@ -72,7 +72,7 @@ class _Laying:
                 raise TransferError(f"The guest sent a link from '{tar.shown(name)}' to outside, which is refused.")
             os.link(self._folder / target, path, follow_symlinks=False)
         elif member.isreg():
-            self._write(path, member, mode, reader.content(member))
+            self._write(path, member, mode, content)
             self.unpacked.bytes += member.size
         else:
             raise TransferError(f"'{tar.shown(name)}' in the guest is neither a file, a folder nor a symbolic link.")
@@ -87,7 +87,7 @@ class _Laying:
             path.chmod(mode)
             _date(path, time)
 
-    def _write(self, path: Path, member: tarfile.TarInfo, mode: int, content: IO[bytes]) -> None:
+    def _write(self, path: Path, member: tarfile.TarInfo, mode: int, content: Source) -> None:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb", buffering=0) as target:
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tarfile
 from pathlib import Path
 
 from vmimagemanager.durable import require_space, translate_os_errors
 from vmimagemanager.errors import ImageError
-from vmimagemanager.images.tarstream import Kind, Member, TarStream
+from vmimagemanager.files.tarstream import TarStream
 from vmimagemanager.images.unpacking import unpacked
 from vmimagemanager.names import quoted
 from vmimagemanager.units import Size
@@ -35,9 +36,9 @@ def take_out(source: Path, target: Path, *, named: str) -> None:
     text = ""
     disk = ""
     with unpacked(source, source=named, limit=Size(source.stat().st_size)) as stream:
-        archive = TarStream(stream)
+        archive = TarStream(stream, stream.refusal)
         for member in archive:
-            if member.kind is not Kind.FILE or member.name in found or len(found) == _MOST_MEMBERS:
+            if not member.isreg() or member.name in found or len(found) == _MOST_MEMBERS:
                 raise _refused(named, f"its member {quoted(member.name)} is no file, comes twice, or is one too many")
             if not found and not member.name.endswith(DESCRIPTION):
                 raise _refused(named, f"it begins with {quoted(member.name)}, and not with its description")
@@ -53,7 +54,7 @@ def take_out(source: Path, target: Path, *, named: str) -> None:
     _compare(found, text, named)
 
 
-def _read(archive: TarStream, member: Member, target: Path | None, named: str) -> tuple[dict[str, str], str]:
+def _read(archive: TarStream, member: tarfile.TarInfo, target: Path | None, named: str) -> tuple[dict[str, str], str]:
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in ("sha1", "sha256", "sha512")}
     kept = b""
     if target is None:

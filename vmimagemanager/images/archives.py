@@ -179,7 +179,7 @@ class ArchiveStore:
     def require_name(self, name: str) -> None:
         """Raise ImageError when an archive cannot be called so because there is an image of that name."""
         manifest.parse_name(name)
-        if (self._state / "images" / name).is_dir():
+        if any((self._state / "images" / name).glob("[0-9]*")):  # a kill may have left an empty folder
             raise ImageError(
                 f"The image '{name}' holds disks: archives of files need a name of their own.",
                 hint=f"Call it '{name}-files', for instance.",

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmimagemanager import disks, process
+from vmimagemanager import disks
 from vmimagemanager.durable import free_space, require_space, translate_os_errors
 from vmimagemanager.errors import ImageError, SpaceError
 from vmimagemanager.images import appliance, foreign, rootfs
@@ -54,7 +54,7 @@ def copied(source: Path, stage: Path) -> Path:
         )
     copy = stage / "source"
     require_space(stage, Size(source.stat().st_blocks * 512), purpose=f"Copying '{source}'")
-    process.run(["cp", "--reflink=auto", "--sparse=always", "--", source.absolute(), copy])
+    disks.copy(source, copy)
     return copy
 
 

@@ -16,16 +16,16 @@ from pathlib import Path, PurePosixPath
 
 from vmimagemanager.durable import require_space, translate_os_errors
 from vmimagemanager.errors import ImageError
+from vmimagemanager.files.tarstream import BLOCK, XATTR, TarStream
 from vmimagemanager.images import filesystem
 from vmimagemanager.images.filesystem import FileSystem
-from vmimagemanager.images.tarstream import BLOCK, Kind, Member, TarStream
 from vmimagemanager.images.unpacking import unpacked
 from vmimagemanager.names import quoted
 from vmimagemanager.units import Size
 
 # What is mounted over at each boot.  Devices are only expected there.
 _OVERLAID = ("dev", "proc", "run", "sys")
-_DEVICES = (Kind.CHARACTER, Kind.BLOCK)
+_DEVICES = {tarfile.CHRTYPE: "character device", tarfile.BLKTYPE: "block device"}
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095
 _LARGEST_ID = (1 << 32) - 2
 _LARGEST_BOOT_FILE = 1 << 30
@@ -34,6 +34,8 @@ _KERNEL = re.compile(r"\./(?:boot/vmlinuz-(?P<boot>[^/]+)|(?:usr/)?lib/modules/(
 # Debian, Fedora, SUSE and Arch, in this order.
 _INITRDS = ("boot/initrd.img-{}", "boot/initramfs-{}.img", "boot/initrd-{}", "boot/initramfs-{}")
 _STATUS = "./var/lib/dpkg/status"
+_CAPABILITY = f"{XATTR}security.capability"
+_LATEST = (1 << 33) - 1  # what GNU tar can write without an extension
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,18 +94,18 @@ def rewrite(source: Path, target: Path, *, named: str, wanted: FileSystem) -> in
         translate_os_errors("write", target),
         target.open("wb") as written,
     ):
-        archive = TarStream(stream)
+        archive = TarStream(stream, stream.refusal)
         youngest = 1  # 0 would be no time for mkfs
         for member in archive:
             name = survey.placed(member)
             if name is None:
                 continue
-            youngest = max(youngest, member.mtime)
+            youngest = max(youngest, _moment(member))
             for folder in survey.new_parents(name):  # else their times would be those of today
                 written.write(b"".join(_headers(_folder(folder), folder, "")))
-            for piece in _headers(member, name, survey.name(member.target) if member.kind is Kind.LINK else ""):
+            for piece in _headers(member, name, survey.name(member.linkname) if member.islnk() else ""):
                 written.write(piece)
-            if member.kind is Kind.FILE:
+            if member.isreg():
                 for piece in archive.content():
                     written.write(piece)
                 written.write(bytes(-member.size % BLOCK))
@@ -119,27 +121,27 @@ class _Survey:
 
     named: str
     limit: int
-    kinds: dict[str, Kind] = field(default_factory=dict)
+    kinds: dict[str, bytes] = field(default_factory=dict)
 
-    def placed(self, member: Member) -> str | None:
+    def placed(self, member: tarfile.TarInfo) -> str | None:
         """Return the name under which a member is unpacked, or None when it is left out; raise ImageError."""
         name = self.name(member.name)
         top, _, rest = name.partition("/")
-        if top in _OVERLAID and (rest or member.kind is not Kind.FOLDER):
+        if top in _OVERLAID and (rest or not member.isdir()):
             return None
-        if member.kind in _DEVICES:
-            raise self._refused(member, f"is a {member.kind}, and not below /dev")
+        if member.type in _DEVICES:
+            raise self._refused(member, f"is a {_DEVICES[member.type]}, and not below /dev")
         if max(member.uid, member.gid) > _LARGEST_ID:
             raise self._refused(member, "belongs to a user that cannot be")
         self._refuse_way(member, name)
-        kind = member.kind
-        if kind is Kind.LINK:
-            if self.kinds.get(self.name(member.target)) is not Kind.FILE:
+        kind = member.type
+        if kind == tarfile.LNKTYPE:
+            if self.kinds.get(self.name(member.linkname)) != tarfile.REGTYPE:
                 raise self._refused(member, "is a hard link to what is no file of the archive")
-            kind = Kind.FILE
-        if kind is Kind.SYMLINK and not 0 < len(member.target) <= _LONGEST_PATH:
+            kind = tarfile.REGTYPE
+        if kind == tarfile.SYMTYPE and not 0 < len(member.linkname) <= _LONGEST_PATH:
             raise self._refused(member, "is a symbolic link to nothing")
-        if (kind is Kind.FOLDER) != (self.kinds.get(name, kind) is Kind.FOLDER):
+        if (kind == tarfile.DIRTYPE) != (self.kinds.get(name, kind) == tarfile.DIRTYPE):
             raise self._refused(member, "comes twice, once as a folder and once as something else")
         self.kinds[name] = kind
         if len(self.kinds) > self.limit:
@@ -166,39 +168,40 @@ class _Survey:
         """Yield the folders above a member that did not come before it, from the top."""
         for parent in reversed(PurePosixPath(name).parents):
             if str(parent) != "." and str(parent) not in self.kinds:
-                self.kinds[str(parent)] = Kind.FOLDER
+                self.kinds[str(parent)] = tarfile.DIRTYPE
                 yield str(parent)
 
-    def _refuse_way(self, member: Member, name: str) -> None:
-        if not name and member.kind is not Kind.FOLDER:
+    def _refuse_way(self, member: tarfile.TarInfo, name: str) -> None:
+        if not name and not member.isdir():
             raise self._refused(member, "would take the root's place")
         for parent in PurePosixPath(name).parents:
-            if str(parent) != "." and self.kinds.get(str(parent), Kind.FOLDER) is not Kind.FOLDER:
+            if str(parent) != "." and self.kinds.get(str(parent), tarfile.DIRTYPE) != tarfile.DIRTYPE:
                 raise self._refused(member, f"is below {quoted(str(parent))}, which is no folder")
 
-    def _refused(self, member: Member, what: str) -> ImageError:
+    def _refused(self, member: tarfile.TarInfo, what: str) -> ImageError:
         return ImageError(f"'{self.named}' cannot be taken in: its member {quoted(member.name)} {what}.")
 
 
-def _headers(member: Member, name: str, link: str) -> Iterator[bytes]:
+def _headers(member: tarfile.TarInfo, name: str, link: str) -> Iterator[bytes]:
     header = tarfile.TarInfo(f"./{name}")
-    header.type = {
-        Kind.FILE: tarfile.REGTYPE,
-        Kind.FOLDER: tarfile.DIRTYPE,
-        Kind.SYMLINK: tarfile.SYMTYPE,
-        Kind.LINK: tarfile.LNKTYPE,
-        Kind.FIFO: tarfile.FIFOTYPE,
-    }[member.kind]
-    header.size = member.size if member.kind is Kind.FILE else 0
-    header.mode, header.uid, header.gid, header.mtime = member.mode, member.uid, member.gid, member.mtime
-    header.linkname = f"./{link}" if member.kind is Kind.LINK else member.target
-    if member.capability is not None and member.kind is Kind.FILE:
-        yield _extended("SCHILY.xattr.security.capability", member.capability)
+    header.type = member.type
+    header.size = member.size if member.isreg() else 0
+    header.mode, header.uid, header.gid, header.mtime = member.mode & 0o7777, member.uid, member.gid, _moment(member)
+    header.linkname = f"./{link}" if member.islnk() else member.linkname
+    capability = member.pax_headers.get(_CAPABILITY)
+    if capability is not None and member.isreg():
+        yield _extended(_CAPABILITY, capability.encode("utf-8", "surrogateescape"))
     yield header.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
-def _folder(name: str) -> Member:
-    return Member(name=name, kind=Kind.FOLDER, size=0, mode=0o755, uid=0, gid=0, mtime=0, target="", capability=None)
+def _folder(name: str) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.mode = tarfile.DIRTYPE, 0o755
+    return member
+
+
+def _moment(member: tarfile.TarInfo) -> int:
+    return min(max(int(member.mtime), 0), _LATEST)
 
 
 def _extended(key: str, value: bytes) -> bytes:

@@ -91,11 +91,13 @@ class Shared:
             self.transport.write(MARKER, records.dump({"format": FORMAT}).encode())
         elif found is None:
             raise ImageError(
-                f"There is no shared store of images at '{url}'.",
-                hint=f"The first push makes one: vmimagemanager image push IMAGE {url}",
+                f"There is no shared store of images at '{self.transport.url}'.",
+                hint=f"The first push makes one: vmimagemanager image push IMAGE {self.transport.url}",
             )
         elif (version := self._record(found, MARKER).get("format")) != FORMAT:
-            raise ImageError(f"The shared store '{url}' has format {version!r:.20}, and this program knows {FORMAT}.")
+            raise ImageError(
+                f"The shared store '{self.transport.url}' has format {version!r:.20}, and this program knows {FORMAT}."
+            )
 
     def entries(self, name: str | None = None) -> list[Entry]:
         """Return what there is, or what there is of one name, sorted by name and generation."""

@@ -27,6 +27,7 @@ _PIECE = 1 << 18
 _STALL = 60.0  # seconds without a byte
 _RENAMED = {"file", "local", "ssh", "sftp"}  # the others take a file whole
 _READ_ONLY = {"http", "https"}
+_GONE = {404, 410}
 _AT_ONCE = {"file": 4, "local": 4, "ssh": 1, "sftp": 1}
 _MISSING = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}
 
@@ -34,11 +35,12 @@ _MISSING = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", 
 class Transport:
     """The files below one URL, by their paths from there, with '/' between folders.
 
-    Raises ImageError that names the URL when it cannot be reached, does not answer or refuses.
+    ``url`` is that without a password.  Raises ImageError that names it when it cannot be reached, does not answer or
+    refuses.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url = _without_password(url)
         scheme, colon, _ = url.partition("://")
         self._scheme = scheme if colon else "file"
         with self._errors("open"):
@@ -65,7 +67,10 @@ class Transport:
                         content += piece
                         if len(content) > most:
                             raise ImageError(f"'{path}' in '{self.url}' has more than {most} bytes.")
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                cause = error.__cause__  # of a web server that cannot be reached fsspec says that it has no such file
+                if self.read_only and cause is not None and getattr(cause, "status", 0) not in _GONE:
+                    raise ConnectionError(str(cause)) from error
                 return None
         return bytes(content)
 
@@ -147,6 +152,13 @@ class Transport:
             if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise SpaceError(message) from error
             raise ImageError(message) from error
+
+
+def _without_password(url: str) -> str:
+    scheme, colon, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    user, at, place = host.rpartition("@")
+    return f"{scheme}{colon}{user.partition(':')[0]}{at}{place}{slash}{path}"
 
 
 def _opened(url: str, scheme: str) -> tuple[Any, str]:

@@ -51,6 +51,10 @@ class Unpacked:
             pieces.append(piece)
         return b"".join(pieces)
 
+    def refusal(self, reason: str) -> ImageError:
+        """Return what is to be raised when this is no tar that can be taken in."""
+        return ImageError(f"'{self.source}' is damaged, or no tar: {reason}.")
+
     def _piece(self, count: int) -> bytes:
         from zstandard import ZstdError
 
