@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmimagemanager import process
@@ -20,6 +20,7 @@ from vmimagemanager.guest import inventory
 from vmimagemanager.guest.inventory import Fact, Inventory, Kind, Package, Scope, apk, dpkg, files, pacman, rpm
 from vmimagemanager.guest.inventory.answer import read as sections_of
 from vmimagemanager.guest.inventory.answer import visible
+from vmimagemanager.report.inventory import lines
 
 MARK = "0123456789abcdef"
 PACKAGES_PROBE = inventory.script(MARK, Scope.PACKAGES)
@@ -469,7 +470,20 @@ def test_no_file_name_can_end_a_section_or_begin_another(name: bytes) -> None:
     assert visible(path) in facts(found, Kind.FILE)
 
 
+def test_nothing_that_a_guest_says_moves_a_terminal_or_ends_a_line() -> None:
+    found = whole(
+        users="evil\x1b[2J:x:0:0::/\u202eroot:/bin/sh\n",
+        modules="mod\x07ule 1\n",
+        dpkg=DPKG["dpkg"].replace("2.10-3", "2.10\x1b[31m\x85"),
+    )
+    assert all(line.isprintable() for line in lines(found))
+    assert facts(found, Kind.USER) == {r"evil\x1b[2J": r"0:0 /\u202eroot /bin/sh"}
+    assert named(found)["dpkg:hello"].version == r"2.10\x1b[31m\u0085"
+
+
 @given(st.binary(), st.binary())
+@example(b"\x85", "\x85".encode())
+@example(b"\x1b", rb"\x1b")
 def test_two_names_are_never_shown_alike(one: bytes, other: bytes) -> None:
     assert (visible(one) == visible(other)) == (one == other)
     assert visible(one).isprintable() or not visible(one).isascii()

@@ -250,7 +250,7 @@ def _printed(content: bytes) -> Iterator[tuple[bytes, File]]:
     for status, link, path in zip(fields[::3], fields[1::3], fields[2::3], strict=False):
         try:
             mode, user, group, size, type_ = status.split(b" ")
-            yield path, File(int(mode, 8) | types.get(type_, 0), int(user), int(group), int(size), link)
+            yield path, File(int(mode, 8) & 0o7777 | types.get(type_, 0), int(user), int(group), int(size), link)
         except ValueError as error:
             raise GuestError(f"find wrote something in the guest that is not understood: {status[:80]!r}.") from error
 
@@ -259,7 +259,7 @@ def _stated(content: bytes, mark: str) -> Iterator[tuple[bytes, File]]:
     for line in (b"\n" + content).split(b"\n" + mark.encode() + b" ")[1:]:
         try:
             mode, user, group, size, path = line.split(b" ", 4)
-            yield path.removesuffix(b"\n"), File(int(mode, 16), int(user), int(group), int(size), b"")
+            yield path.removesuffix(b"\n"), File(int(mode, 16) & 0xFFFF, int(user), int(group), int(size), b"")
         except ValueError as error:
             raise GuestError(f"stat wrote something in the guest that is not understood: {line[:80]!r}.") from error
 
