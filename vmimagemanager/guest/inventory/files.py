@@ -86,7 +86,9 @@ SYSTEM = (
     b"/var/opt/",
     b"/var/www/",
 )
-PROGRAMS = re.compile(r"/(s?bin|lib|lib32|lib64|libx32|libexec)/|^/(opt|usr/local)/|^/etc/(cron|init\.d|profile\.d)")
+PROGRAMS = re.compile(
+    r"(?<!^/var)/(s?bin|lib|lib32|lib64|libx32|libexec)/|^/(opt|usr/local)/|^/etc/(cron|init\.d|profile\.d)"
+)
 
 # What the system itself writes there, at a boot or after each installation; a '*' stands for anything within a name.
 GENERATED = (
