@@ -58,7 +58,7 @@ def raw(tree: Path, tmp_path: Path) -> Path:
 
 
 def taken_out(disk: Path, disk_format: str = "raw") -> tuple[str, ...]:
-    return identities.take_out(disk, disk_format=disk_format, login_keys=[OURS])
+    return identities.take_out(disk, disk.parent, disk_format=disk_format, login_keys=[OURS])
 
 
 def debugfs(raw: Path, command: str) -> str:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmimagemanager import process
@@ -21,6 +21,9 @@ from vmimagemanager.guest import inventory
 from vmimagemanager.guest.inventory import Fact, Inventory, Kind, Package, Scope, apk, dpkg, files, pacman, rpm
 from vmimagemanager.guest.inventory.answer import read as sections_of
 from vmimagemanager.guest.inventory.answer import visible
+from vmimagemanager.report.inventory import lines
+from vmimagemanager.trap import Baseline, compare
+from vmimagemanager.trap.explain import Need
 
 MARK = "0123456789abcdef"
 PACKAGES_PROBE = inventory.script(MARK, Scope.PACKAGES)
@@ -77,9 +80,16 @@ PACMAN = {
     "%NAME%\nlibhello\n\n%VERSION%\n1:2-1\n\n%ARCH%\nany\n\n%REASON%\n1\n\n%FILES%\nusr/lib/libhello.so\n\n",
     "pacman-architecture": "x86_64\n",
 }
+
+
+def lists(files: Mapping[str, str]) -> dict[str, str]:
+    """Return the sections of dpkg's lists of files."""
+    sizes = "".join(f"{len(text):>6} /var/lib/dpkg/info/{name}.list\n" for name, text in files.items())
+    return {"dpkg-lists": f"{sizes}{sum(map(len, files.values())):>6} total\n", "dpkg-files": "".join(files.values())}
+
+
 WHOLE = {
-    "dpkg-lists": "/var/lib/dpkg/info/hello.list\n/var/lib/dpkg/info/libc6:amd64.list\n",
-    "dpkg-files": "/.\n/bin\n/bin/hello\n/usr\n/.\n/lib\n/lib/libc.so.6\n/etc/at.allow\n",
+    **lists({"hello": "/.\n/bin\n/bin/hello\n/usr\n", "libc6:amd64": "/.\n/lib\n/lib/libc.so.6\n/etc/at.allow\n"}),
     "users": "root:x:0:0:root:/root:/bin/bash\nat:x:5:5::/var/spool:/usr/sbin/nologin\n",
     "groups": "root:x:0:\nadm:x:4:zoe,anna\n",
     "repositories": "/etc/apt/sources.list:# deb http://no/ a b\n"
@@ -301,6 +311,62 @@ def test_a_guest_without_find_and_gzip_says_what_it_cannot_tell(tmp_path: Path) 
     assert facts(found, Kind.USER)["root"]
 
 
+def test_a_guest_of_busybox_alone_is_understood_as_any_other(tmp_path: Path) -> None:
+    tree(tmp_path)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    listed = process.run(["busybox", "--list"]).stdout.decode().split()
+    for name in {*listed} - {"dpkg", "rpm"}:
+        (programs / name).symlink_to(str(shutil.which("busybox")))
+    (programs / "dpkg-query").symlink_to(str(shutil.which("dpkg-query")))
+    script = relocated(PROBE, tmp_path).replace("PATH=", f"PATH={programs} OLD=", 1)
+    finished = process.run([str(programs / "sh"), "-s"], stdin=script.encode(), environment={"PATH": str(programs)})
+    found, usual = read(finished.stdout), read(on_this_host(relocated(PROBE, tmp_path)))
+    assert found.packages == usual.packages
+    assert {kind: names(found, kind) for kind in COMPARED} == {kind: names(usual, kind) for kind in COMPARED}
+    assert {Kind.CAPABILITY, Kind.MODIFIED} <= set(found.unknown)
+    assert not {Kind.FILE, Kind.SETUID, Kind.SOCKET, *COMPARED} & set(found.unknown)
+
+
+COMPARED = (Kind.USER, Kind.GROUP, Kind.REPOSITORY, Kind.KEY)
+
+
+def names(found: Inventory, kind: Kind) -> set[str]:
+    return {fact.name for fact in found.facts if fact.kind is kind}
+
+
+def test_twenty_thousand_packages_are_read_to_the_last(tmp_path: Path) -> None:
+    rows = [
+        f"install ok installed\tpackage-{number}\tamd64\t1.{number}\t\t\t\t"
+        f"package-{number * 2 + 1}, package-{number * 2 + 2}\t\t\n"
+        for number in range(20_000)
+    ]
+    before, after = read(answer(DPKG)), read(answer({**DPKG, "dpkg": DPKG["dpkg"] + "".join(rows)}))
+    verdict = compare(before, after, Baseline(), needs=[Need(managers=("dpkg",), names=("package-0",))])
+    assert (len(verdict.unexpected), verdict.gone, verdict.changed) == (20_000, (), ())
+    baseline = tmp_path / "deps.toml"
+    Baseline.of(verdict).write(baseline)
+    assert not compare(before, after, Baseline.read(baseline)).trapped
+
+
+@pytest.mark.parametrize(
+    ("manager", "row"),
+    [
+        ("dpkg", "install ok installed\t0a+b.c-1\tall\t1:2~rc1+dfsg-1.1\t\t\t\t\t\t\n"),
+        ("rpm", "Perl-A_b.C++~x^1%d\t0\t1^git-1~rc\tx86_64\t\t(none)\t(none)\n"),
+    ],
+)
+def test_a_package_with_every_legal_character_can_be_accepted(manager: str, row: str, tmp_path: Path) -> None:
+    rest = {"rpm-architecture": "x86_64\n"} if manager == "rpm" else {}
+    found = read(answer({manager: row, **rest}))
+    [package] = found.packages
+    assert package.name == row.split("\t")[1 if manager == "dpkg" else 0]
+    nothing = Inventory(frozenset(), unknown=found.unknown)
+    baseline = tmp_path / "deps.toml"
+    Baseline.of(compare(nothing, found, Baseline())).write(baseline)
+    assert not compare(nothing, found, Baseline.read(baseline)).trapped
+
+
 def test_passwords_of_repositories_do_not_leave_the_guest(tmp_path: Path) -> None:
     lines = "deb http://me:secret@host/ a b\n", "baseurl=https://h/?token=secret&arch=x\n", "password = secret\n"
     path = tmp_path / "sources.list"
@@ -314,7 +380,7 @@ def test_passwords_of_repositories_do_not_leave_the_guest(tmp_path: Path) -> Non
 
 
 def test_a_failed_query_is_reported_by_the_probe_itself() -> None:
-    script = PACKAGES_PROBE.replace("dpkg-query -W", "false").replace("rpm -qa", "false")
+    script = PACKAGES_PROBE.replace("dpkg-query -W", "false").replace("rpm_database;", "false;")
     with pytest.raises(GuestError, match="the query 'dpkg' ended with status 1"):
         read(on_this_host(script))
 
@@ -333,8 +399,7 @@ def test_real_rpms_are_read_with_what_they_need(tmp_path: Path) -> None:
     packages = sorted(map(str, tmp_path.rglob("*.rpm")))
     argv = ["rpm", "--dbpath", str(database), "-i", "--nodeps", "--justdb", "--ignoreos", "--noscripts", *packages]
     subprocess.run(argv, check=True, capture_output=True)
-    script = PACKAGES_PROBE.replace("/var/lib/rpm", str(database)).replace("rpm -qa", f"rpm --dbpath {database} -qa")
-    script = script.replace("have dpkg-query", "false")
+    script = PACKAGES_PROBE.replace("/var/lib/rpm", str(database)).replace("have dpkg-query", "false")
     found = named(read(on_this_host(script)))
     assert sorted(found) == ["rpm:hello", "rpm:libhello"]
     assert found["rpm:hello"].version == "3:1.0-2"
@@ -469,6 +534,14 @@ def test_the_owners_of_files_are_known_for_each_manager() -> None:
     assert pacman.owners(sections)[b"/usr/lib/libhello.so"] == "pacman:libhello"
 
 
+def test_the_owners_are_known_beside_a_package_without_files_and_not_guessed_when_a_list_changed_meanwhile() -> None:
+    files = {"empty": "", "hello": "/.\n/usr\n/usr/bin/hello\n", "other": "/usr/bin/other\n"}
+    found = dpkg.owners(sections_of(answer({**DPKG, **lists(files)}), MARK))
+    assert (found[b"/usr/bin/hello"], found[b"/usr/bin/other"]) == ("dpkg:hello", "dpkg:other")
+    changed = {**lists(files), "dpkg-files": "/usr/bin/hello\n"}
+    assert dpkg.owners(sections_of(answer({**DPKG, **changed}), MARK)) == {b"/usr/bin/hello": ""}
+
+
 def test_a_guest_may_have_several_package_managers() -> None:
     found = read(answer({**DPKG, **RPM, **APK, **PACMAN}))
     assert {"dpkg:hello", "rpm:hello", "apk:hello", "pacman:hello"} <= found.items
@@ -508,7 +581,20 @@ def test_no_file_name_can_end_a_section_or_begin_another(name: bytes) -> None:
     assert visible(path) in facts(found, Kind.FILE)
 
 
+def test_nothing_that_a_guest_says_moves_a_terminal_or_ends_a_line() -> None:
+    found = whole(
+        users="evil\x1b[2J:x:0:0::/\u202eroot:/bin/sh\n",
+        modules="mod\x07ule 1\n",
+        dpkg=DPKG["dpkg"].replace("2.10-3", "2.10\x1b[31m\x85"),
+    )
+    assert all(line.isprintable() for line in lines(found))
+    assert facts(found, Kind.USER) == {r"evil\x1b[2J": r"0:0 /\u202eroot /bin/sh"}
+    assert named(found)["dpkg:hello"].version == r"2.10\x1b[31m\u0085"
+
+
 @given(st.binary(), st.binary())
+@example(b"\x85", "\x85".encode())
+@example(b"\x1b", rb"\x1b")
 def test_two_names_are_never_shown_alike(one: bytes, other: bytes) -> None:
     assert (visible(one) == visible(other)) == (one == other)
     assert visible(one).isprintable() or not visible(one).isascii()
@@ -553,10 +639,16 @@ def test_files_that_no_package_owns_are_found_through_the_links_of_a_merged_usr(
 
 
 def test_programs_with_other_rights_are_found_with_the_package_that_owns_them() -> None:
-    found = whole(dpkg_files="/.\n/bin/at\n/.\n")
+    found = whole(**lists({"hello": "/.\n/bin/at\n"}))
     [setuid] = [fact for fact in found.facts if fact.kind is Kind.SETUID]
     assert setuid == Fact(kind=Kind.SETUID, name="/usr/bin/at", detail="-rwsr-sr-x 0:1", owner="dpkg:hello")
     assert facts(found, Kind.CAPABILITY) == {"/usr/bin/ping": "cap_net_raw=ep", "/usr/bin/old": "cap_net_raw=ep"}
+
+
+def test_state_in_var_lib_is_no_library_but_programs_below_it_are() -> None:
+    assert not files.in_program_path("/var/lib/exim4/berkeleydbvers.txt")
+    assert files.in_program_path("/var/lib/tool/bin/run")
+    assert files.in_program_path("/usr/lib/tool")
 
 
 def test_alternatives_are_facts_and_not_files() -> None:
@@ -640,7 +732,7 @@ def test_packages_of_languages_are_found_wherever_they_lie() -> None:
             files=walked(gems),
             languages=LANGUAGES,
             cargo='/root/.cargo/.crates.toml:"rg 14.1.0 (registry+https://x)" = ["rg"]\n',
-            dpkg_files="/.\n/usr/lib/python3/dist-packages/requests-2.28.1.egg-info/PKG-INFO\n/.\n",
+            **lists({"hello": "/.\n/usr/lib/python3/dist-packages/requests-2.28.1.egg-info/PKG-INFO\n"}),
         )
     )
     places = {item: package.version for item, package in found.items() if package.place}

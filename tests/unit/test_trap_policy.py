@@ -174,7 +174,9 @@ def test_what_is_new_came_by_us_or_by_the_archive(
     assert {one.cause for one in labelled if one.counts} == {cause}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"findings": 1, "archive": {}, "inputs": ""}', '{"findings": [1]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"findings": 1, "archive": {}, "inputs": ""}', '{"findings": [1]}', "[" * 100_000]
+)
 def test_an_earlier_run_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ConfigError, match=r"x\.json"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -83,7 +84,7 @@ def test_a_guest_that_was_left_frozen_is_thawed_by_the_next_operation(
 
 
 def test_a_store_may_die_at_every_step_of_its_publication(
-    box: Box, manager: Manager, environment: dict[str, str]
+    box: Box, manager: Manager, environment: dict[str, str], tmp_path: Path
 ) -> None:
     packages = manager.images.get("debian-12").packages
     for step in deaths(environment, "store", box.name, STORED, "--snapshot", CLEAN):
@@ -91,7 +92,7 @@ def test_a_store_may_die_at_every_step_of_its_publication(
         for address in generations(manager):  # it is there, and therefore whole
             image = manager.images.get(address)
             manager.images.verify(image)
-            with look.opened(image.disk) as system:
+            with look.opened(image.disk, tmp_path) as system:
                 assert system.packages() == packages, step
             manager.remove_image(address)
     (address,) = generations(manager)

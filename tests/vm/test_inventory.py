@@ -1,17 +1,24 @@
-"""The inventory of a real guest: complete, quiet, the same over both channels, and on a full disk."""
+"""The inventory of a real guest: complete, quiet, the same over both channels, and whatever state the guest is in."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
+
+import pytest
 
 from tests.vm.conftest import Testbed
+from tests.vm.frozen import deb
 from tests.vm.test_trap import program
 from vmimagemanager import Box, Manager
 from vmimagemanager.boxes.reach import agent
+from vmimagemanager.errors import GuestError
 from vmimagemanager.guest import inventory
 from vmimagemanager.guest.inventory import Kind
 from vmimagemanager.report.inventory import lines
+from vmimagemanager.trap import Baseline, compare
 
 ODD = r"""
 set -e
@@ -79,3 +86,68 @@ def test_whatever_comes_into_a_guest_is_found_even_when_its_disk_is_full(box: Bo
     document = json.loads(out)
     assert document["kind"] == "inventory"
     assert {fact["item"] for fact in document["facts"]} >= set(found)
+
+
+BUSY = r"""
+dpkg --install /root/odd.deb
+printf 'LANG=de_DE.UTF-8\nLC_ALL=C.UTF-8\nLANGUAGE=de\nDPKG_ADMINDIR=/nowhere\nGREP_OPTIONS=-v\n' >/etc/environment
+perl -MFcntl -e 'for my $name (qw(lock lock-frontend)) { open my $lock, ">>", "/var/lib/dpkg/$name" or die;
+    my $whole = pack("ssx4qqix4", F_WRLCK, 0, 0, 0, 0);
+    fcntl($lock, F_SETLK, $whole) or die; push @held, $lock }
+    open my $sign, ">", "/run/held"; sleep 600' >/dev/null 2>&1 </dev/null &
+for second in 1 2 3 4 5 6 7 8 9 10; do [ -e /run/held ] || sleep 1; done
+"""
+
+
+def test_a_held_lock_another_language_and_a_name_of_every_character_make_no_difference(
+    box: Box, tmp_path: Path
+) -> None:
+    before = box.inventory()
+    package = tmp_path / "odd.deb"
+    package.write_bytes(deb(ODD_PACKAGE, []))
+    box.put(package, "/root/odd.deb")
+    box.script(BUSY)
+    box.disconnect()  # so that the environment is read
+    box.run(["dpkg", "--purge", "0a+b.c-1"])  # believes its environment, by which nothing is installed
+    refused = box.run(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "dpkg", "--purge", "0a+b.c-1"], check=False)
+    assert refused.status != 0
+    assert b"lock" in refused.stderr
+    assert "LC_ALL=C.UTF-8" in box.run(["env"]).text
+    after = inventory.take(box.as_root, since=before.clock)
+    verdict = compare(before, after, Baseline())
+    assert [finding.item for finding in verdict.findings if finding.counts] == ["dpkg:0a+b.c-1"]
+    assert (verdict.gone, verdict.changed) == ((), ())
+    assert set(after.unknown) == set(before.unknown) - {Kind.MODIFIED}
+    path = tmp_path / "deps.toml"
+    Baseline.of(verdict).write(path)
+    assert not compare(before, after, Baseline.read(path)).trapped
+
+
+ODD_PACKAGE = """\
+Package: 0a+b.c-1
+Version: 1:2~rc1+dfsg-1.1
+Architecture: all
+Maintainer: Nobody <nobody@example.org>
+Description: has a name of every character
+"""
+
+
+def test_a_user_without_sudo_and_one_whose_sudo_asks_are_told_what_helps(box: Box) -> None:
+    before = box.show().settings
+    box.script(
+        "useradd --create-home tester; usermod -p '*' tester; cp -r /root/.ssh ~tester/; chown -R tester: ~tester/.ssh"
+    )
+    for asks in (False, True):
+        if asks:
+            box.script(r"printf '#!/bin/sh\necho sudo: a password is required >&2; exit 1\n' >/usr/bin/sudo")
+            box.run(["chmod", "755", "/usr/bin/sudo"])
+        try:
+            box.update(replace(before, user="tester"))
+            box.disconnect()
+            with pytest.raises(GuestError, match="cannot be listed: the probe ended with status") as caught:
+                box.inventory()
+        finally:
+            box.update(before)
+            box.disconnect()
+        assert "sudo without a password" in caught.value.hint
+        assert ("a password is required" in caught.value.detail) == asks

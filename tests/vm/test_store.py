@@ -53,7 +53,7 @@ def far(manager: Manager) -> Iterator[Manager]:
 
 
 def test_a_running_box_becomes_an_image_that_another_host_boots(
-    box: Box, manager: Manager, far: Manager, images: Callable[[str], str]
+    box: Box, manager: Manager, far: Manager, images: Callable[[str], str], tmp_path: Path
 ) -> None:
     base = manager.images.get("debian-12")
     box.run(["sh", "-c", "echo marked > /root/marked; head -c 3M /dev/urandom > /root/noise; rm /etc/issue"])
@@ -69,7 +69,7 @@ def test_a_running_box_becomes_an_image_that_another_host_boots(
     assert manager.gc() == ()
 
     # What was in memory alone is in the image, whose file system is clean.
-    with look.opened(image.disk) as system:
+    with look.opened(image.disk, tmp_path) as system:
         assert system.packages() == base.packages
     assert not features(image.disk) & EXT4_NEEDS_RECOVERY
     difference = manager.compare_images("debian-12", image.address, files=True)
@@ -184,8 +184,8 @@ def test_boxes_keep_their_generation_until_they_are_told(
     assert not features(second.disk) & EXT4_NEEDS_RECOVERY
     overlay, raw = manager.site.state.box(box.name).overlay, tmp_path / "overlay.raw"
     disks.convert(overlay, raw, source_format="qcow2", target_format="raw")
-    assert "/etc/ssh/ssh_host_ed25519_key" in identities.take_out(raw, disk_format="raw", login_keys=[])
-    with look.opened(raw, disk_format="raw") as before, look.opened(second.disk) as after:
+    assert "/etc/ssh/ssh_host_ed25519_key" in identities.take_out(raw, tmp_path, disk_format="raw", login_keys=[])
+    with look.opened(raw, tmp_path, disk_format="raw") as before, look.opened(second.disk, tmp_path) as after:
         assert before.files() == after.files()
     raw.unlink()
     changed = told.update_image()

@@ -77,7 +77,7 @@ def store(site: Site, record: BoxRecord, domain: Domain | None, wanted: Wanted, 
         progress("copying the disk", 0.2)
         disk = own / "disk"
         with ThreadPoolExecutor(max_workers=1) as beside:
-            packages = beside.submit(_packages, source)
+            packages = beside.submit(_packages, source, own)
             below = _copied(site, source, disk, wanted.disk_format)
             watch.lap("copy")
             progress("taking out the identity", 0.6)
@@ -146,7 +146,7 @@ def _make_nobodys(record: BoxRecord, folder: BoxFolder, disk: Path, disk_format:
         return
     key = keys.load(folder.keys / LOGIN).public
     try:
-        taken_out = identities.take_out(disk, disk_format=disk_format, login_keys=[key])
+        taken_out = identities.take_out(disk, disk.parent, disk_format=disk_format, login_keys=[key])
     except (ImageError, ToolError) as error:
         _log.warning("What tells '%s' from other boxes stays in the image that is stored of it: %s", record.name, error)
     else:
@@ -209,10 +209,10 @@ def _size_of(disk: Path, disk_format: str) -> Size:
     return Size(found.size if found is not None else disk.stat().st_size)
 
 
-def _packages(disk: Path) -> dict[str, str]:
+def _packages(disk: Path, work: Path) -> dict[str, str]:
     """Return the packages that a disk holds, as far as they can be read from outside."""
     try:
-        with look.opened(disk) as system:
+        with look.opened(disk, work) as system:
             return system.packages()
     except VmimError as error:
         _log.info("the packages of '%s' are not known: %s", disk, error)

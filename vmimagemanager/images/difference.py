@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from vmimagemanager.images import look
 from vmimagemanager.images.look import File
@@ -51,12 +52,13 @@ def compare(store: ImageStore, before: Image, after: Image, *, files: bool) -> D
     if files:
         for image in (before, after):
             store.require_whole(image)
-        changes = _changes(_files(before), _files(after))
+        with store.stage("comparing two images") as work:
+            changes = _changes(_files(before, work), _files(after, work))
     return Difference(before=before.address, after=after.address, packages=packages, files=changes)
 
 
-def _files(image: Image) -> dict[bytes, File]:
-    with look.opened(image.disk, disk_format=image.disk_format) as system:
+def _files(image: Image, work: Path) -> dict[bytes, File]:
+    with look.opened(image.disk, work, disk_format=image.disk_format) as system:
         return system.files()
 
 

@@ -33,17 +33,17 @@ _DEEPEST = 12
 _LARGEST = 1 << 20
 
 
-def take_out(disk: Path, *, disk_format: str, login_keys: Collection[str]) -> tuple[str, ...]:
+def take_out(disk: Path, work: Path, *, disk_format: str, login_keys: Collection[str]) -> tuple[str, ...]:
     """Make a disk that nobody has open nobody's, and return the paths of what was removed or emptied, sorted.
 
     These go: host keys of SSH, the lines of ``authorized_keys`` files that have one of ``login_keys`` (public keys in
     OpenSSH's format) or were given by a box at all, the machine-id (its file stays, empty), random seeds, and what
     cloud-init was told and remembers.  Keys that its users were given otherwise stay.
 
-    Raises ImageError for a disk without a file system that can be read, or with one that has the feature inline_data,
-    ToolError when debugfs fails.
+    ``work`` is a folder for what is in progress.  Raises ImageError for a disk without a file system that can be read,
+    or with one that has the feature inline_data, ToolError when debugfs fails.
     """
-    with look.opened(disk, disk_format=disk_format, writable=True) as system:
+    with look.opened(disk, work, disk_format=disk_format, writable=True) as system:
         if "inline_data" in system.features:
             raise ImageError(f"The file system on '{disk}' keeps small files where debugfs cannot overwrite them.")
         system.replay_journal()

@@ -192,13 +192,14 @@ class FileSystem:
 
 
 @contextmanager
-def opened(disk: Path, *, disk_format: str = "qcow2", writable: bool = False) -> Iterator[FileSystem]:
+def opened(disk: Path, work: Path, *, disk_format: str = "qcow2", writable: bool = False) -> Iterator[FileSystem]:
     """Open the largest ext file system of a disk that nobody else writes to; raise ImageError when it has none.
 
-    A ``writable`` qcow2 needs FUSE: ToolError says so where there is none.
+    ``work`` is a folder of the caller's, who removes what is left in it when this process is killed.  A ``writable``
+    qcow2 needs FUSE: ToolError says so where there is none.
     """
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="vmimagemanager-look-", dir="/var/tmp")))
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="look-", dir=work)))
         if not writable:
             raw = stack.enter_context(_as_raw(disk, disk_format, folder))
             yield FileSystem(raw, _offset(raw, disk))

@@ -13,7 +13,7 @@ from vmimagemanager.images.generations import Generations
 from vmimagemanager.images.imports import Import
 from vmimagemanager.images.manifest import Image
 from vmimagemanager.images.removal import InUse, Pruned
-from vmimagemanager.images.stage import stale
+from vmimagemanager.images.stage import stage, stale
 from vmimagemanager.progress import Progress, silent
 from vmimagemanager.units import Size
 
@@ -209,6 +209,12 @@ class ImageStore:
     def downloads(self, *, remove: bool) -> Sequence[tuple[Path, Size]]:
         """Return what imports fetched, finished or not, and nobody fetches now; remove it if asked to."""
         return download.leftovers(self._state / "cache", remove=remove)
+
+    @contextmanager
+    def stage(self, purpose: str) -> Iterator[Path]:
+        """Yield a folder for work in progress, which is removed at the end, or by the next one when we are killed."""
+        with stage(self._state, purpose=purpose) as own:
+            yield own
 
     def stale_stages(self, *, remove: bool) -> Sequence[tuple[Path, Size]]:
         """Return what killed builds left, with what it takes; remove it if asked to."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from vmimagemanager import records
@@ -19,6 +20,7 @@ _MANAGERS = (*SYSTEM, "python", "npm", "gem", "cargo")
 _BUILD = ("build-depends", "build-depends-arch", "build-depends-indep")
 _INCLUDED = re.compile(r"(?:-r|--requirement)[ =]?\s*(\S+)")
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)")
+_Reader = Callable[[str, Path], Iterable[Need]]
 
 
 def read(path: Path) -> list[Need]:
@@ -26,22 +28,25 @@ def read(path: Path) -> list[Need]:
 
     Raises ConfigError when it cannot be read or understood.
     """
+    return _read(path, _reader(path))
+
+
+def _read(path: Path, reader: _Reader) -> list[Need]:
     try:
-        text = path.read_bytes().decode()
-        return list(_reader(path)(text, path))
+        return list(reader(path.read_bytes().decode(), path))
     except OSError as error:
         raise ConfigError(f"'{printable(path)}' cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"'{printable(path)}' is not UTF-8 text.") from error
     except StateError as error:
         raise ConfigError(error.message) from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"'{printable(path)}' does not declare what is needed in a form that is known: {error}."
         ) from error
 
 
-def _reader(path: Path) -> Callable[[str, Path], Iterable[Need]]:
+def _reader(path: Path) -> _Reader:
     if path.name == "control":
         return _control
     if path.name == "pyproject.toml":
@@ -86,12 +91,15 @@ def _control(text: str, path: Path) -> Iterator[Need]:
         field, begun = (name.strip().lower() if colon else ""), number
 
 
-def _requirements(text: str, path: Path) -> Iterator[Need]:
+def _requirements(text: str, path: Path, within: tuple[Path, ...] = ()) -> Iterator[Need]:
+    if path.resolve() in within:
+        raise ConfigError(f"'{printable(path)}' includes itself.")
+    within = (*within, path.resolve())
     for number, line in enumerate(text.replace("\\\n", " ").splitlines(), 1):
         wanted = re.sub(r"(^|\s)#.*", "", line).strip()
         included = _INCLUDED.match(wanted)
         if included:
-            yield from read(path.parent / included[1])
+            yield from _read(path.parent / included[1], partial(_requirements, within=within))
         elif wanted and not wanted.startswith("-"):
             yield from _python([re.sub(r"\s--\S+", "", wanted)], f"{path}:{number}")
 
@@ -103,13 +111,17 @@ def _pyproject(text: str, path: Path) -> Iterator[Need]:
     lists = [table.get("build-system", {}).get("requires", []), project.get("dependencies", [])]
     lists += [*project.get("optional-dependencies", {}).values(), *table.get("dependency-groups", {}).values()]
     for entries in lists:
+        if not isinstance(entries, list):
+            raise TypeError(f"expected a list of requirements instead of {entries!r:.80}")
         yield from _python([entry for entry in entries if isinstance(entry, str)], str(path))
 
 
 def _package_json(text: str, path: Path) -> Iterator[Need]:
     document: Mapping[str, Mapping[str, str]] = json.loads(text)
     for key in ("dependencies", "devDependencies", "optionalDependencies", "peerDependencies"):
-        for name in document.get(key, {}):
+        for name in document.get(key, {}).keys():  # noqa: SIM118 - what is no table is an error
+            if not name:
+                raise ValueError(f"'{key}' has an entry without a name")
             yield Need(managers=("npm",), names=(name,), source=str(path))
 
 

@@ -38,7 +38,7 @@ class History:
             document = json.loads(path.read_bytes())
         except OSError as error:
             raise ConfigError(f"The earlier run '{printable(path)}' cannot be read: {error.strerror}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"'{printable(path)}' is not JSON: {error}.", hint=_HINT) from error
         try:
             return cls._of(document)

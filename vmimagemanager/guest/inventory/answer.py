@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vmimagemanager.errors import GuestError
+from vmimagemanager.guest.inventory.packages import unseen
 
 MOST = 512 << 20
 _BEGIN = re.compile(rb" ([a-z-]+)\n")
 _END = re.compile(rb"=(\d{1,3})\n")
-_CONTROL = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,8 @@ def read(answer: bytes, mark: str) -> Answer:
 
 def visible(name: bytes) -> str:
     """Return a file name as text that no terminal and no line stumbles over, and that two names never share."""
-    text = name.decode("utf-8", "surrogateescape")
-    text = _CONTROL.sub(lambda odd: odd[0].encode("unicode_escape").decode(), text)
-    return re.sub(r"[\udc80-\udcff]", lambda odd: f"\\x{ord(odd[0]) - 0xDC00:02x}", text)
+    text = name.decode("utf-8", "surrogateescape").replace("\\", r"\\")
+    return unseen(re.sub(r"[\udc80-\udcff]", lambda odd: f"\\x{ord(odd[0]) - 0xDC00:02x}", text))
 
 
 def _unpacked(answer: bytes) -> bytes:

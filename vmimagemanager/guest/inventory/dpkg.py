@@ -26,11 +26,11 @@ if have dpkg-query && [ -e /var/lib/dpkg/status ]; then
 fi
 """
 
-# The list of a package's files begins with '/.': so the lists can be told apart, in the order of their names.
+# The lists of files are told apart by their sizes: that of a package without files does not begin with '/.'.
 FILES_PROBE = r"""
 if have dpkg-query && [ -e /var/lib/dpkg/status ]; then
     set -- /var/lib/dpkg/info/*.list
-    section dpkg-lists printf '%s\n' "$@"
+    section dpkg-lists wc -c "$@"
     section dpkg-files cat "$@"
     set --
     [ ! -e /var/lib/dpkg/diversions ] || section dpkg-diversions cat /var/lib/dpkg/diversions
@@ -40,6 +40,7 @@ fi
 # What is half-way in has its files in the guest and must not slip through; dpkg(1) names the states.
 _ABSENT = ("not-installed", "config-files")
 _NAME = re.compile(r"[^\s:(\[<]+")
+_SIZE = re.compile(r"(?m)^ *([0-9]{1,12}) (/.*)$")  # of wc(1), but for its last line, the total
 
 
 def parse(answer: Answer) -> Iterator[Package]:
@@ -82,21 +83,29 @@ def clauses(relation: str) -> tuple[Clause, ...]:
 
 def owners(answer: Answer) -> dict[bytes, str]:
     """Return the paths that packages own with the package's item, which is empty where it cannot be told."""
-    lists = answer.raw("dpkg-lists").split(b"\n")[:-1]
-    names = [path.rpartition(b"/")[2].removesuffix(b".list").decode("utf-8", "replace") for path in lists]
-    parts = re.split(rb"(?m)^/\.\n", answer.raw("dpkg-files"))
-    told = len(parts) == len(names) + 1 and not parts[0]
     native = _native(answer)
     found: dict[bytes, str] = {}
-    for number, part in enumerate(parts[1:] if told else parts):
-        name, _, architecture = names[number].partition(":") if told else ("", "", "")
+    for path, content in _lists(answer):
+        name, _, architecture = path.rpartition("/")[2].removesuffix(".list").partition(":")
         item = f"{NAME}:{name}" + (f":{architecture}" if architecture not in ("", native) else "") if name else ""
-        found.update(dict.fromkeys(part.split(b"\n"), item))
+        found.update(dict.fromkeys(content.split(b"\n"), item))
     diversions = answer.raw("dpkg-diversions").split(b"\n")
     for _, diverted in zip(diversions[::3], diversions[1::3], strict=False):
         found.setdefault(diverted, "")
     found.pop(b"", None)
     return found
+
+
+def _lists(answer: Answer) -> Iterator[tuple[str, bytes]]:
+    """Yield each list with its path, or all of them without one where their sizes do not fit: one changed meanwhile."""
+    content = answer.raw("dpkg-files")
+    sizes = [(path, int(size)) for size, path in _SIZE.findall(answer.text("dpkg-lists"))]
+    if sum(size for _, size in sizes) != len(content):
+        sizes = [("", len(content))]
+    start = 0
+    for path, size in sizes:
+        yield path, content[start : start + size]
+        start += size
 
 
 def _native(answer: Answer) -> str:

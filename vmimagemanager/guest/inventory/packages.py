@@ -11,6 +11,8 @@ from enum import StrEnum
 Clause = tuple[str, ...]
 _ODD = re.compile(r"[^!-9;-~]|%")
 _PLAIN = re.compile(r"[!-$&-9;-~]*")
+# What a terminal obeys, or shows as if it stood elsewhere, and what ends a line.
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,7 @@ class Package:
     item: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
+        _show(self, "name", "architecture", "version", "place", "source")
         more = self.place or (self.architecture if self.foreign else "")
         item = ":".join([self.manager, *(encoded(part) for part in (self.name, more) if part)])
         object.__setattr__(self, "item", item)
@@ -80,6 +83,9 @@ class Fact:
     name: str
     detail: str = ""
     owner: str = ""
+
+    def __post_init__(self) -> None:
+        _show(self, "name", "detail", "owner")
 
     @property
     def item(self) -> str:
@@ -131,6 +137,24 @@ class Inventory:
             frozenset(package for package in self.packages if package.item not in items),
             frozenset(fact for fact in self.facts if fact.kind not in unknown and fact.item not in facts),
         )
+
+
+def _show(thing: Package | Fact, *names: str) -> None:
+    """Let a guest's text stand on one line and do nothing to a terminal; nearly all of it does already."""
+    for name in names:
+        text = getattr(thing, name)
+        if not text.isprintable():
+            object.__setattr__(thing, name, unseen(text))
+
+
+def unseen(text: str) -> str:
+    """Return text whose characters that cannot be seen are escaped: ``\\x1b``, and ``\\u0085`` above ASCII.
+
+    A byte that is no character is ``\\x85`` elsewhere: the two must not be shown alike.
+    """
+    return _UNSEEN.sub(
+        lambda odd: odd[0].encode("unicode_escape").decode() if odd[0] < "\x80" else f"\\u{ord(odd[0]):04x}", text
+    )
 
 
 def encoded(text: str) -> str:

@@ -41,9 +41,9 @@ def parse(answer: Answer) -> Iterator[Package]:
         values = {key: [value.decode("utf-8", "backslashreplace") for value in found] for key, found in fields.items()}
         try:
             [name], [version] = values["%NAME%"], values["%VERSION%"]
+            [architecture] = values.get("%ARCH%", ["any"]) or ["any"]
         except (KeyError, ValueError) as error:
             raise GuestError("pacman's database in the guest has a package without a name or a version.") from error
-        [architecture] = values.get("%ARCH%", ["any"]) or ["any"]
         yield Package(
             manager=NAME,
             name=name,

@@ -11,7 +11,8 @@ from vmimagemanager.guest.inventory.packages import Clause, Package
 
 NAME = "rpm"
 
-# rpm would make an empty database where there is none, so that its file is looked for first.
+# rpm would make an empty database where there is none, so that its file is looked for first; Debian's rpm would look
+# for one in the home directory.
 _FOUND = r"""
 rpm_database() {
     for database in /var/lib/rpm /usr/lib/sysimage/rpm; do
@@ -29,8 +30,8 @@ PROBE = (
     + r"""
 if have rpm && rpm_database; then
     set -- '%{NAME}\t%{EPOCHNUM}\t%{VERSION}-%{RELEASE}\t%{ARCH}\t'
-    section rpm rpm -qa --qf "$1"'%{SOURCERPM}\t[%{REQUIRENAME}\f]\t[%{PROVIDENAME}\f]\n'
-    section rpm-recommends rpm -qa --qf "$1"'[%{RECOMMENDNAME}\f]\n'
+    section rpm rpm --dbpath "$database" -qa --qf "$1"'%{SOURCERPM}\t[%{REQUIRENAME}\f]\t[%{PROVIDENAME}\f]\n'
+    section rpm-recommends rpm --dbpath "$database" -qa --qf "$1"'[%{RECOMMENDNAME}\f]\n'
     section rpm-architecture rpm --eval '%{_arch}'
 fi
 """
@@ -38,7 +39,7 @@ fi
 
 FILES_PROBE = r"""
 if have rpm && rpm_database; then
-    section rpm-files rpm -qa --qf '[%{=NAME}\t%{FILENAMES}\f]'
+    section rpm-files rpm --dbpath "$database" -qa --qf '[%{=NAME}\t%{FILENAMES}\f]'
 fi
 """
 

@@ -87,9 +87,9 @@ def system(answer: Answer) -> System:
 
 
 def clock(answer: Answer) -> int:
-    """Return the seconds since 1970 by the guest's own clock."""
+    """Return the seconds since 1970 by the guest's own clock, or 0 when it says nothing that a date can hold."""
     text = answer.text("clock").strip()
-    return int(text) if text.isdecimal() else 0
+    return int(text) if re.fullmatch(r"[0-9]{1,11}", text) else 0
 
 
 def archive(answer: Answer) -> dict[str, str]:
@@ -243,7 +243,10 @@ def _sockets_of_proc(answer: Answer) -> Iterator[Fact]:
             protocol = "udp" if "drops" in words else "tcp"
         elif len(words) > 3 and words[3] == _LISTENING.get(protocol):
             address, _, port = words[1].partition(":")
-            names.add(f"{protocol}/{_hex_class(address)}/{int(port, 16)}")
+            try:
+                names.add(f"{protocol}/{_hex_class(address)}/{int(port, 16)}")
+            except ValueError as error:
+                raise GuestError(f"The guest's sockets hold a line that is not understood: {line[:80]!r}.") from error
     for name in names:
         yield Fact(kind=Kind.SOCKET, name=name)
 

@@ -57,7 +57,7 @@ fi
 _END = (
     ROOTS
     + r"""
-section used walk -type f -newerat "@$since" -printf '%p\0'
+section used walk -type f \( -newerat "@$since" -printf '%p\0' -o -true \)
 section mounts put_back
 """
 )
