@@ -136,7 +136,7 @@ def test_an_archive_that_cannot_be_made_leaves_nothing(state: Path) -> None:
 
     with pytest.raises(TransferError):
         store.keep("web-files", Format.TAR_ZST, make, stored_from="web", description="")
-    (state / "images" / "debian-12").mkdir(parents=True)
+    (state / "images" / "debian-12" / "1").mkdir(parents=True)
     with pytest.raises(ImageError, match="a name of their own"):
         keep(store, "debian-12")
     with pytest.raises(ImageError, match="holds a disk"):
