@@ -542,6 +542,18 @@ def test_the_owners_are_known_beside_a_package_without_files_and_not_guessed_whe
     assert dpkg.owners(sections_of(answer({**DPKG, **changed}), MARK)) == {b"/usr/bin/hello": ""}
 
 
+def test_what_several_packages_own_is_nobodys_alone() -> None:
+    files = {"hello": "/.\n/usr\n/usr/share/one\n/usr/bin/hello\n", "other": "/.\n/usr\n/usr/share/one\n"}
+    found = dpkg.owners(sections_of(answer({**DPKG, **lists(files)}), MARK))
+    assert (found[b"/usr"], found[b"/usr/share/one"], found[b"/usr/bin/hello"]) == ("", "", "dpkg:hello")
+
+
+def test_the_configuration_that_a_removed_package_has_left_has_no_owner() -> None:
+    row = "deinstall ok config-files\tgone\tamd64\t1.0\tgone\tno\t\t\t\t\n"
+    sections = {**DPKG, "dpkg": f"{DPKG['dpkg']}{row}", **lists({"gone": "/.\n/etc/gone.conf\n"})}
+    assert b"/etc/gone.conf" not in dpkg.owners(sections_of(answer(sections), MARK))
+
+
 def test_a_guest_may_have_several_package_managers() -> None:
     found = read(answer({**DPKG, **RPM, **APK, **PACMAN}))
     assert {"dpkg:hello", "rpm:hello", "apk:hello", "pacman:hello"} <= found.items

@@ -11,6 +11,7 @@ from typing import Protocol
 from vmimagemanager.errors import TrappedError, UsageError, VmimError
 from vmimagemanager.guest.inventory import Inventory, Package, take
 from vmimagemanager.trap import declared as declarations
+from vmimagemanager.trap import spec
 from vmimagemanager.trap.baseline import Baseline
 from vmimagemanager.trap.explain import Need
 from vmimagemanager.trap.policy import Policy
@@ -87,7 +88,7 @@ class Trap:
         if settings.clean:
             self._policy = self._policy.for_nothing_left()
         if settings.declared:
-            self._needs = [need for path in settings.declared for need in declarations.read(path)]
+            self._needs = [need for path in settings.declared for need in self._declared(path)]
         if self._tracer is not None:
             programs = self._tracer.begin()
             self._do_nothing()
@@ -114,6 +115,9 @@ class Trap:
             raise ValueError("nothing was traced")
         self._usage = replace(self._usage, needed=needed, cleared=cleared)
         self._judge(self._before, self._after)
+
+    def _declared(self, path: Path) -> list[Need]:
+        return spec.read(path, self._run) if path.suffix == spec.SUFFIX else declarations.read(path)
 
     def _judge(self, before: Inventory, after: Inventory) -> None:
         self._verdict = compare(

@@ -43,6 +43,9 @@ _NAME = re.compile(r"[^\s:(\[<]+")
 _SIZE = re.compile(r"(?m)^ *([0-9]{1,12}) (/.*)$")  # of wc(1), but for its last line, the total
 
 
+_REMOVED = re.compile(r"(?m)^[^\t]* config-files\t([^\t]+)\t")
+
+
 def parse(answer: Answer) -> Iterator[Package]:
     """Yield the packages that are in the guest; raise GuestError for a line that dpkg-query does not write."""
     native = _native(answer)
@@ -82,13 +85,22 @@ def clauses(relation: str) -> tuple[Clause, ...]:
 
 
 def owners(answer: Answer) -> dict[bytes, str]:
-    """Return the paths that packages own with the package's item, which is empty where it cannot be told."""
+    """Return the paths that packages own with the package's item, which is empty where several do, or nobody can tell.
+
+    What a package that was removed has left, its configuration, has no owner any more.
+    """
     native = _native(answer)
+    removed = set(_REMOVED.findall(answer.text(NAME)))
     found: dict[bytes, str] = {}
     for path, content in _lists(answer):
         name, _, architecture = path.rpartition("/")[2].removesuffix(".list").partition(":")
+        if name in removed:
+            continue
         item = f"{NAME}:{name}" + (f":{architecture}" if architecture not in ("", native) else "") if name else ""
-        found.update(dict.fromkeys(content.split(b"\n"), item))
+        owned = dict.fromkeys(content.split(b"\n"), item)
+        shared = found.keys() & owned.keys()
+        found |= owned
+        found |= dict.fromkeys(shared, "")
     diversions = answer.raw("dpkg-diversions").split(b"\n")
     for _, diverted in zip(diversions[::3], diversions[1::3], strict=False):
         found.setdefault(diverted, "")
