@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.vm.conftest import RAM, new_name
-from vmimagemanager import Box, BoxSettings, Manager
+from vmimagemanager import Box, BoxSettings, Manager, keys
 from vmimagemanager.config import Channel
 from vmimagemanager.errors import StateError
 from vmimagemanager.hypervisor.domainxml import DomainXml
+from vmimagemanager.images import look
 from vmimagemanager.images.blobs import digest_of
 from vmimagemanager.images.catalogue import Recipe
 
@@ -110,6 +111,30 @@ def test_what_a_box_is_told_anew_leaves_its_snapshots_as_they_are(cloud: Box, ma
     Path(first).unlink()
     with pytest.raises(StateError, match=f"'{first}' is missing"):
         cloud.restore("clean")
+
+
+def test_a_stored_cloud_image_forgets_who_it_was_and_its_boxes_are_told_anew(
+    cloud: Box, manager: Manager, tmp_path: Path
+) -> None:
+    cloud.up()
+    image = cloud.store(f"{NAME}-stored").image
+    try:
+        assert (image.seed, image.agent) == ("nocloud", False)
+        with look.opened(image.disk, tmp_path) as system:
+            assert system.names("/var/lib/cloud") == []
+            assert set(system.find(["/etc/machine-id", "/root/.ssh/authorized_keys"])) == {"/etc/machine-id"}
+        box = manager.define(new_name(), BoxSettings(image=image.name, ram=RAM, boot_timeout=timedelta(minutes=4)))
+        try:
+            assert box.up().first_boot
+            host_name, *_ = box.script(IDENTITY).text.split()
+            assert host_name == manager.site.record(box.name).host_name
+            own = keys.load(manager.site.state.box(box.name).keys / "login").public
+            lines = box.run(["cat", "/root/.ssh/authorized_keys"]).text.splitlines()
+            assert [line for line in lines if line.split()[-1].startswith("vmimagemanager-")] == [own]
+        finally:
+            box.undefine(force=True)
+    finally:
+        manager.remove_image(image.name)
 
 
 def _card(box: Box) -> str:
