@@ -23,7 +23,7 @@ from vmimagemanager.guest.inventory.answer import read as sections_of
 from vmimagemanager.guest.inventory.answer import visible
 from vmimagemanager.report.inventory import lines
 from vmimagemanager.trap import Baseline, compare
-from vmimagemanager.trap.explain import Need
+from vmimagemanager.trap.explain import Need, Reason, explain
 
 MARK = "0123456789abcdef"
 PACKAGES_PROBE = inventory.script(MARK, Scope.PACKAGES)
@@ -540,6 +540,33 @@ def test_the_owners_are_known_beside_a_package_without_files_and_not_guessed_whe
     assert (found[b"/usr/bin/hello"], found[b"/usr/bin/other"]) == ("dpkg:hello", "dpkg:other")
     changed = {**lists(files), "dpkg-files": "/usr/bin/hello\n"}
     assert dpkg.owners(sections_of(answer({**DPKG, **changed}), MARK)) == {b"/usr/bin/hello": ""}
+
+
+def test_a_database_that_apk_itself_wrote_is_read_with_the_ways_in_it() -> None:
+    # Of Alpine 3.14's minirootfs for armv7, less some packages, files and maintainers.
+    database = Path(__file__).with_name("recorded").joinpath("alpine-3.14-installed").read_text()
+    world = "apk-tools\nbusybox\nifupdown-ng\n"
+    found = read(answer({"apk": database, "apk-world": world, "apk-architecture": "armv7\n"}))
+    packages = named(found)
+    assert len(packages) == 10
+    assert packages["apk:apk-tools"].automatic is False
+    assert packages["apk:ifupdown-ng"].depends == (("so:libc.musl-armv7.so.1",),)
+    assert (packages["apk:libssl1.1"].version, packages["apk:libssl1.1"].source) == ("1.1.1k-r0", "openssl")
+    told = ways(found)
+    assert told["apk:libcrypto1.1"] == (Reason.TRANSITIVE, ("apk:apk-tools", "apk:libcrypto1.1"))
+    assert told["apk:ssl_client"] == (Reason.RECOMMENDED, ("apk:busybox", "apk:ssl_client"))
+    assert told["apk:ca-certificates-bundle"] == (
+        Reason.RECOMMENDED,
+        ("apk:busybox", "apk:ssl_client", "apk:libretls", "apk:ca-certificates-bundle"),
+    )
+    owners = apk.owners(sections_of(answer({"apk": database}), MARK))
+    assert (owners[b"/sbin/apk"], owners[b"/bin/sh"]) == ("apk:apk-tools", "apk:busybox")
+
+
+def ways(found: Inventory) -> dict[str, tuple[Reason, tuple[str, ...]]]:
+    """Return why each package is there, if all of them were new."""
+    told = explain(Inventory(frozenset()), found, sorted(found.packages, key=lambda one: one.item), None)
+    return {package.item: (explanation.reason, explanation.chain) for package, explanation in told.items()}
 
 
 def test_what_several_packages_own_is_nobodys_alone() -> None:
