@@ -116,8 +116,16 @@ def parse(answer: bytes, mark: str) -> Inventory:
     if not packages:  # rpm may end with status 0 although it could not read its database
         raise GuestError(f"The guest's package database lists nothing at all: {present[0].NAME} cannot read it.")
     if "clock" not in found:
-        return Inventory(frozenset(packages), unknown=dict.fromkeys(Kind, "only packages were looked at"))
+        return Inventory(frozenset(_named(packages)), unknown=dict.fromkeys(Kind, "only packages were looked at"))
     return _whole(found, packages, mark)
+
+
+def _named(packages: set[Package]) -> set[Package]:
+    """Return packages; raise GuestError for one without a name, which a damaged database may hold."""
+    for package in packages:
+        if not package.name:
+            raise GuestError(f"The guest's {package.manager} lists a package without a name: its database is damaged.")
+    return packages
 
 
 _REQUIRED = (
@@ -143,7 +151,7 @@ def _whole(found: Answer, packages: set[Package], mark: str) -> Inventory:
     if "capabilities" not in found:
         unknown[Kind.CAPABILITY] = "the guest has no getcap"
     return Inventory(
-        frozenset({*packages, *languages.parse(found, walk)}),
+        frozenset(_named({*packages, *languages.parse(found, walk)})),
         frozenset(fact for fact in facts if fact.kind not in unknown),
         system.system(found),
         unknown,
