@@ -6,12 +6,31 @@ import socket
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from vmimagemanager import process
+from vmimagemanager.errors import ToolError
 from vmimagemanager.hypervisor import tpm
 
 
 def running(at: Path) -> list[str]:
     listed = subprocess.run(["pgrep", "-f", f"path={at},"], capture_output=True, text=True, check=False)
     return listed.stdout.split()
+
+
+@pytest.mark.parametrize("missing", ["swtpm", "swtpm_setup"])
+def test_what_libvirt_wants_for_a_tpm_is_named_when_it_is_missing(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    found = process.require
+
+    def require(program: str, *, package: str) -> Path:
+        return found("no-such-program" if program == missing else program, package=package)
+
+    monkeypatch.setattr(process, "require", require)
+    with pytest.raises(ToolError) as raised:
+        tpm.require()
+    assert "swtpm" in raised.value.hint
 
 
 def test_a_tpm_listens_when_it_was_started_and_one_that_was_left_is_ended_first(tmp_path: Path) -> None:

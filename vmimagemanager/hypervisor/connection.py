@@ -17,6 +17,7 @@ from vmimagemanager.errors import (
     HypervisorError,
     HypervisorUnreachableError,
 )
+from vmimagemanager.hypervisor import tpm
 from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.hypervisor.domainxml import DomainXml
 from vmimagemanager.hypervisor.network import Network
@@ -173,7 +174,12 @@ class Hypervisor:
         return tuple(owned)
 
     def define(self, definition: DomainXml) -> Domain:
-        """Define or redefine a domain, validated against libvirt's schema."""
+        """Define or redefine a domain, validated against libvirt's schema.
+
+        Raises ToolError for a domain with a software TPM when a program of its is missing, HypervisorError.
+        """
+        if definition.tpm_socket is not None:
+            tpm.require()
         with translated("define the domain"):
             return Domain(self._connection.defineXMLFlags(definition.text(), libvirt.VIR_DOMAIN_DEFINE_VALIDATE))
 

@@ -15,9 +15,16 @@ from vmimagemanager import process
 from vmimagemanager.deadline import Deadline
 from vmimagemanager.durable import make_folder, remove_tree, translate_os_errors
 
-_PROGRAM, _PACKAGE = "swtpm", "swtpm"
+_PROGRAM = "swtpm"
+_WANTED = {_PROGRAM: "swtpm", "swtpm_setup": "swtpm-tools", "swtpm_ioctl": "swtpm-tools"}
 _LIMIT = timedelta(seconds=10)
 _SHUT_DOWN = b"\x00\x00\x00\x03"  # CMD_SHUTDOWN of swtpm's control channel (swtpm_ioctls(3))
+
+
+def require() -> None:
+    """Raise ToolError when a program is missing that libvirt wants for any TPM, whoever runs it."""
+    for program, package in _WANTED.items():
+        process.require(program, package=package)
 
 
 def start(state: Path, at: Path, owner: tuple[int, int] | None) -> None:
@@ -25,7 +32,7 @@ def start(state: Path, at: Path, owner: tuple[int, int] | None) -> None:
 
     One that an interrupted start left there is ended first.  Raises ToolError or DeadlineError; none runs then.
     """
-    program = process.require(_PROGRAM, package=_PACKAGE)
+    program = process.require(_PROGRAM, package=_WANTED[_PROGRAM])
     end(at)
     make_folder(at.parent, mode=0o700)
     make_folder(state, mode=0o700)
