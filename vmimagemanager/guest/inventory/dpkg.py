@@ -26,13 +26,10 @@ if have dpkg-query && [ -e /var/lib/dpkg/status ]; then
 fi
 """
 
-# The lists of files are told apart by their sizes: that of a package without files does not begin with '/.'.
+# tail(1) names each file before its content, in lines that no list has: there every line begins with a slash.
 FILES_PROBE = r"""
 if have dpkg-query && [ -e /var/lib/dpkg/status ]; then
-    set -- /var/lib/dpkg/info/*.list
-    section dpkg-lists wc -c "$@"
-    section dpkg-files cat "$@"
-    set --
+    section dpkg-files tail -n +1 -v /var/lib/dpkg/info/*.list
     [ ! -e /var/lib/dpkg/diversions ] || section dpkg-diversions cat /var/lib/dpkg/diversions
 fi
 """
@@ -40,9 +37,7 @@ fi
 # What is half-way in has its files in the guest and must not slip through; dpkg(1) names the states.
 _ABSENT = ("not-installed", "config-files")
 _NAME = re.compile(r"[^\s:(\[<]+")
-_SIZE = re.compile(r"(?m)^ *([0-9]{1,12}) (/.*)$")  # of wc(1), but for its last line, the total
-
-
+_LIST = re.compile(rb"(?m)^==> .*/([^/\n]+)\.list <==\n")
 _REMOVED = re.compile(r"(?m)^[^\t]* config-files\t([^\t]+)\t")
 
 
@@ -85,18 +80,19 @@ def clauses(relation: str) -> tuple[Clause, ...]:
 
 
 def owners(answer: Answer) -> dict[bytes, str]:
-    """Return the paths that packages own with the package's item, which is empty where several do, or nobody can tell.
+    """Return the paths that packages own with the package's item, which is empty where several do.
 
     What a package that was removed has left, its configuration, has no owner any more.
     """
     native = _native(answer)
     removed = set(_REMOVED.findall(answer.text(NAME)))
     found: dict[bytes, str] = {}
-    for path, content in _lists(answer):
-        name, _, architecture = path.rpartition("/")[2].removesuffix(".list").partition(":")
+    lists = _LIST.split(answer.raw("dpkg-files"))
+    for package, content in zip(lists[1::2], lists[2::2], strict=True):
+        name, _, architecture = package.decode("utf-8", "replace").partition(":")
         if name in removed:
             continue
-        item = f"{NAME}:{name}" + (f":{architecture}" if architecture not in ("", native) else "") if name else ""
+        item = f"{NAME}:{name}" + (f":{architecture}" if architecture not in ("", native) else "")
         owned = dict.fromkeys(content.split(b"\n"), item)
         shared = found.keys() & owned.keys()
         found |= owned
@@ -106,18 +102,6 @@ def owners(answer: Answer) -> dict[bytes, str]:
         found.setdefault(diverted, "")
     found.pop(b"", None)
     return found
-
-
-def _lists(answer: Answer) -> Iterator[tuple[str, bytes]]:
-    """Yield each list with its path, or all of them without one where their sizes do not fit: one changed meanwhile."""
-    content = answer.raw("dpkg-files")
-    sizes = [(path, int(size)) for size, path in _SIZE.findall(answer.text("dpkg-lists"))]
-    if sum(size for _, size in sizes) != len(content):
-        sizes = [("", len(content))]
-    start = 0
-    for path, size in sizes:
-        yield path, content[start : start + size]
-        start += size
 
 
 def _native(answer: Answer) -> str:

@@ -17,7 +17,8 @@ from vmimagemanager.guest.inventory.packages import Fact, Kind
 
 # GNU's find prints what is asked for; another one (busybox) leaves it to stat, whose lines begin with the mark because
 # names may hold line feeds.  Only file systems of disks are walked, each one where it is mounted.  Files come first: to
-# compare each with the folders that are left out would take as long as all the rest.
+# compare each with the folders that are left out would take as long as all the rest.  Of most it is enough to tell the
+# size: under emulation, to write numbers takes as long as to read them from the inodes.
 ROOTS = r"""
 roots=
 while read -r device folder type rest; do
@@ -44,7 +45,8 @@ PROBE = (
     ROOTS
     + r"""
 listed() {
-    walk ! -type d -printf '%m %U %G %s %y\0%l\0%p\0' "$@"
+    walk ! -type d \( -type f -perm 0644 -uid 0 -gid 0 -printf '%s\0%p\0' \
+        -o -printf '%m %U %G %s %y\0%l\0%p\0' \) "$@"
 }
 hashed() {
     sums=$(listed \( -type f -newerct "@$since" -size -262144k \( -path '/usr/*' -o -path '/etc/*' -o -path '/boot/*' \
@@ -265,15 +267,23 @@ def _usable(answer: Answer, section: str) -> None:
 
 
 def _printed(content: bytes) -> Iterator[tuple[bytes, File]]:
-    fields = content.split(b"\0")
+    fields = iter(content.split(b"\0"))
     types = {b"d": stat.S_IFDIR, b"l": stat.S_IFLNK, b"f": stat.S_IFREG, b"p": stat.S_IFIFO, b"s": stat.S_IFSOCK}
     types |= {b"c": stat.S_IFCHR, b"b": stat.S_IFBLK}
-    for status, link, path in zip(fields[::3], fields[1::3], fields[2::3], strict=False):
+    for status in fields:
+        if not status:  # after the last one
+            return
         try:
+            if b" " not in status:
+                yield next(fields), File(stat.S_IFREG | 0o644, 0, 0, int(status), b"")
+                continue
             mode, user, group, size, type_ = status.split(b" ")
+            link, path = next(fields), next(fields)
             yield path, File(int(mode, 8) & 0o7777 | types.get(type_, 0), int(user), int(group), int(size), link)
         except ValueError as error:
             raise GuestError(f"find wrote something in the guest that is not understood: {status[:80]!r}.") from error
+        except StopIteration:
+            raise GuestError("What find wrote in the guest was cut off.") from None
 
 
 def _stated(content: bytes, mark: str) -> Iterator[tuple[bytes, File]]:
