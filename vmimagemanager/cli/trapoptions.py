@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING
 
 import click
@@ -64,14 +64,17 @@ class Asked:
         """Return the command that accepts what was found, if there is one."""
         if self.baseline is None:
             return ""
-        options = [
+        options: list[tuple[str, PurePath | str | None]] = [
             ("--baseline", self.baseline),
             ("--policy", self.policy),
             ("--since", self.since),
             ("--trace", self.trace),
+            ("--on", self.on),
         ]
         options += [("--declared", path) for path in self.declared]
-        given = [word for option, value in options if value for word in (option, str(value))]
+        options += [("--artefact", path) for path in self.artefact]
+        given = ["--prove"] if self.prove else []
+        given += [word for option, value in options if value for word in (option, str(value))]
         return shlex.join(["vmimagemanager", "trap", box, *given, "--accept", "--", *words])
 
     def question(self, box: Box, words: tuple[str, ...]) -> Question | None:
