@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from vmimagemanager import disks
+from vmimagemanager import disks, process
 from vmimagemanager.errors import ImageError, ToolError
-from vmimagemanager.images import identities
+from vmimagemanager.images import identities, look
 from vmimagemanager.units import Size
 
+needs_fuse = pytest.mark.skipif(not look.may_use_fuse(), reason="this host lets root alone use FUSE")
 OURS = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJoNGGcOqsscXT3towhUhvjURHxwPRSot5XNs4A34HQo anything"
 EARLIER = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFrgdNWvGqsscXT3towhUhvjURHxwPRSot5XNs4A34HQx vmimagemanager-db"
 THEIRS = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGrandmotherqsscXT3towhUhvjURHxwPRSot5XNs4A34HQ grandma@home"
@@ -119,6 +121,7 @@ def test_a_file_system_in_which_nothing_can_be_overwritten_is_left_as_it_is(tree
     assert raw.read_bytes() == before
 
 
+@needs_fuse
 def test_an_overlay_gets_the_changes_and_what_it_stands_on_does_not(raw: Path, tmp_path: Path) -> None:
     base, overlay, seen = (tmp_path / name for name in ("base.qcow2", "overlay.qcow2", "seen.raw"))
     disks.convert(raw, base, source_format="raw")
@@ -131,6 +134,7 @@ def test_an_overlay_gets_the_changes_and_what_it_stands_on_does_not(raw: Path, t
     is_nobodys(seen)
 
 
+@needs_fuse
 @pytest.mark.parametrize("offset", [0, 1 << 20])
 @pytest.mark.parametrize("disk_format", ["raw", "qcow2"])
 def test_a_journal_is_replayed_first_also_in_a_partition(
@@ -165,6 +169,15 @@ def test_a_name_that_debugfs_could_take_for_something_else_is_refused(tree: Path
         taken_out(raw)
 
 
+def test_a_host_without_fuse_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = tmp_path / "disk.qcow2"
+    process.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "16M"])
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "/dev/fuse")
+    with pytest.raises(ToolError, match="does not let us use FUSE"):
+        identities.take_out(disk, tmp_path, disk_format="qcow2", login_keys=[])
+
+
+@needs_fuse
 def test_a_disk_without_a_file_system_that_is_known_is_named(tmp_path: Path) -> None:
     empty = tmp_path / "empty.qcow2"
     disks.create_empty(empty, Size(1 << 20))

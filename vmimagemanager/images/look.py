@@ -204,6 +204,8 @@ def opened(disk: Path, work: Path, *, disk_format: str = "qcow2", writable: bool
             raw = stack.enter_context(_as_raw(disk, disk_format, folder))
             yield FileSystem(raw, _offset(raw, disk))
             return
+        if disk_format != "raw":
+            _require_fuse()
         words = ["--blockdev", f"{_node(disk, disk_format)},read-only=off"]
         with _exported(words, "disk", folder, writable=True) if disk_format != "raw" else nullcontext(disk) as raw:
             offset = _offset(raw, disk)
@@ -211,6 +213,7 @@ def opened(disk: Path, work: Path, *, disk_format: str = "qcow2", writable: bool
                 yield FileSystem(raw.absolute(), 0)
                 fsync_path(raw)  # what the daemon has written to its caches alone would end with it
                 return
+        _require_fuse()
         # Who replays a journal opens the file system again, and does not look for it in the middle of a file then.
         words += ["--blockdev", f"driver=raw,node-name=system,offset={offset},file=disk"]
         with _exported(words, "system", folder, writable=True) as raw:
@@ -232,6 +235,19 @@ def _as_raw(disk: Path, disk_format: str, folder: Path) -> Iterator[Path]:
             raw = folder / "disk"
             disks.convert(disk, raw, source_format="qcow2", target_format="raw")
         yield raw
+
+
+def may_use_fuse() -> bool:
+    """Whether this host lets us show a disk as a file: its device is there, and for an ordinary user the helper."""
+    return os.access("/dev/fuse", os.R_OK | os.W_OK) and (os.geteuid() == 0 or process.find("fusermount3") is not None)
+
+
+def _require_fuse() -> None:
+    if not may_use_fuse():
+        raise ToolError(
+            "This host does not let us use FUSE, without which a disk cannot be changed from outside.",
+            hint="apt-get install fuse3; as root: chmod 0666 /dev/fuse",
+        )
 
 
 def _node(disk: Path, disk_format: str) -> str:
