@@ -24,6 +24,8 @@ RAM = Size(384 << 20)
 CLEAN = "clean"
 EXT4_SUPERBLOCK, EXT4_INCOMPATIBLE, EXT4_NEEDS_RECOVERY = 1024, 0x60, 0x4
 
+needs_fuse = pytest.mark.skipif(not look.may_use_fuse(), reason="this host lets root alone use FUSE")
+
 
 @pytest.fixture
 def images(manager: Manager) -> Iterator[Callable[[str], str]]:
@@ -52,6 +54,7 @@ def far(manager: Manager) -> Iterator[Manager]:
     shutil.rmtree(folder)
 
 
+@needs_fuse
 def test_a_running_box_becomes_an_image_that_another_host_boots(
     box: Box, manager: Manager, far: Manager, images: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -169,6 +172,7 @@ def head_of(disk: Path) -> bytes:
         return raw.read_bytes()
 
 
+@needs_fuse
 def test_boxes_keep_their_generation_until_they_are_told(
     box: Box, manager: Manager, define: Callable[..., Box], images: Callable[[str], str], tmp_path: Path
 ) -> None:
