@@ -53,6 +53,7 @@ class Box:
         self._lease = lease
         self._wait = wait
         self._session: Session | None = None
+        self._borrowed = False
         self.notice: Callable[[str], None] | None = None
 
     # -- its life --------------------------------------------------------------------------------------------------
@@ -563,6 +564,24 @@ class Box:
         self._record()
         return history(self._site.state.box(self.name))
 
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Have a leased box that is off before the block powered off after it, unless it is held then.
+
+        When this process is killed, gc sees to it.
+        """
+        from vmimagemanager.boxes import borrowing
+
+        if self._lease is None or not self._lease.active:
+            raise ValueError(f"the box '{self.name}' is not leased: take it from Manager.lease")
+        self._borrowed = True
+        try:
+            with borrowing.borrowed(self._site, self._record()):
+                yield
+        finally:
+            self.disconnect()
+            self._borrowed = False
+
     # -- the right to it -------------------------------------------------------------------------------------------
 
     def lock(self, length: timedelta, reason: str = "") -> Hold:
@@ -632,6 +651,10 @@ class Box:
                     f"The box '{self.name}' is a spare of '{record.fork_of}', which waits to be taken.",
                     hint=f"Take one: vmimagemanager acquire {record.fork_of}",
                 )
+            if self._site.state.box(self.name).borrowed.exists() and not self._borrowed:
+                from vmimagemanager.boxes import borrowing
+
+                borrowing.forget(self._site.state.box(self.name))
             if self._site.state.box(self.name).frozen.exists():
                 from vmimagemanager.boxes import quiet
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import grp
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,6 +113,11 @@ class BoxFolder:
     def standing(self) -> Path:
         """What the box was about to stand on when that was interrupted."""
         return self.path / "standing.toml"
+
+    @property
+    def borrowed(self) -> Path:
+        """There when the box was off, and is to be off again once whoever uses it has ended."""
+        return self.path / "borrowed"
 
     @property
     def frozen(self) -> Path:
@@ -219,6 +225,19 @@ class StateDirectory:
     @property
     def cache(self) -> Path:
         return self.path / "cache"
+
+    @property
+    def runs(self) -> Path:
+        """What is kept of nightly runs: see `nightly.runs`."""
+        return self.path / "runs"
+
+    def private_folder(self, *parts: str) -> Path:
+        """Make a folder, and those that it is in, that only those can look into who share the state; return it."""
+        mode = 0o2770 if self.path.stat().st_mode & stat.S_ISGID else 0o700
+        folder = self.path
+        for part in parts:
+            folder = make_folder(folder / part, mode=mode)
+        return folder
 
     @property
     def _record(self) -> Path:

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from vmimagemanager import snapshots
-from vmimagemanager.boxes import define, life, quiet, spares
+from vmimagemanager.boxes import borrowing, define, life, quiet, spares
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.durable import occupied, remove_tree
 from vmimagemanager.errors import ForeignDomainError, ImageError, LeaseError, StateError
@@ -119,6 +119,10 @@ class Caretaker:
             if not self.look_only:
                 quiet.thaw_what_was_left(self.site, record)
             yield Leftover(what=f"the guest of '{name}', whose file systems were left frozen", size=Size(0))
+        if folder.borrowed.exists():
+            if not self.look_only:
+                borrowing.give_back(self.site, record)
+            yield Leftover(what=f"the guest of '{name}', which was off before a run that is over", size=Size(0))
 
     def _domain_without_box(self, name: str) -> Iterator[Leftover]:
         with suppress(ForeignDomainError):

@@ -46,7 +46,11 @@ def run(
 
     With --json the output is in the document instead.
     """
-    with recorded(result, "run", box, words) as verdict, invocation.open() as manager, manager.box(box) as held:
+    with (
+        recorded(result, "run", box=box, command=words) as verdict,
+        invocation.open() as manager,
+        manager.box(box) as held,
+    ):
         ended = Streams(capture=invocation.json).run(held, words, limit=limit, no_stdin=no_stdin)
         verdict.ended(ended)
     return _told(invocation, "run", box, ended)
@@ -64,7 +68,11 @@ def script(invocation: Invocation, box: str, file: str, *, limit: timedelta | No
     It is run by what its first line names, or else by sh. Its exit status becomes ours.
     """
     text = _script_text(file)
-    with recorded(result, "script", box, (file,)) as verdict, invocation.open() as manager, manager.box(box) as held:
+    with (
+        recorded(result, "script", box=box, command=[file]) as verdict,
+        invocation.open() as manager,
+        manager.box(box) as held,
+    ):
         streams = Streams(capture=invocation.json)
         ended = held.script(text, limit=limit, check=False, stdout=streams.stdout, stderr=streams.stderr)
         verdict.ended(ended)

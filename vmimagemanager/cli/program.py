@@ -64,6 +64,9 @@ SECTIONS = {
         Entry("inventory", "inventory", "inventory", "List what is in a guest: packages, and what none accounts for."),
         Entry("trap", "trap", "trap", "Run a command, and trap what is new and nobody accepted."),
     ),
+    "Nightly runs": (
+        Entry("nightly", "nightly", "nightly", "Run the steps of a job on a clean box; list, show and remove runs."),
+    ),
     "Sharing": (
         Entry("lock", "holds", "lock", "Keep boxes for yourself across commands."),
         Entry("unlock", "holds", "unlock", "Give boxes back."),

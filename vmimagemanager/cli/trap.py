@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +25,8 @@ if TYPE_CHECKING:
 
     from vmimagemanager.guest.result import Result
     from vmimagemanager.proof import Proof, Question
-    from vmimagemanager.trap import History, Verdict
+    from vmimagemanager.trap import Verdict
     from vmimagemanager.trap.block import Trap
-    from vmimagemanager.trap.history import Seen
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -97,10 +94,15 @@ def trap(
     """
     from vmimagemanager.proof import prove
     from vmimagemanager.report import trap as report
+    from vmimagemanager.trap import Told
 
     asked = Asked(**options)
     earlier = asked.history()
-    with recorded(result, "trap", box, words) as written, invocation.open() as manager, manager.lease(box) as held:
+    with (
+        recorded(result, "trap", box=box, command=words) as written,
+        invocation.open() as manager,
+        manager.lease(box) as held,
+    ):
         question = asked.question(held, words)
         with held.trap(
             asked.baseline,
@@ -117,7 +119,7 @@ def trap(
         if question is not None and ended.status == 0:
             with shown(invocation) as progress:
                 proof = prove(held, question, set_trap, cache=manager.proofs, progress=progress)
-        told = _Told.of(set_trap.verdict, earlier, asked, words)
+        told = Told.of(set_trap.verdict, earlier, words, asked.declared)
         found = report.document(told.verdict, inputs=told.inputs, today=told.today, fixed=told.fixed)
         asked.write(told.verdict, box)
         code = _accept(invocation, set_trap, ended, asked) if asked.writes else _judge(told.verdict, ended)
@@ -139,27 +141,6 @@ def _about_proof(question: Question | None, proof: Proof | None, ended: Result) 
         yield from report.proof_lines(proof)
     elif question is not None:
         yield f"Nothing was proven: the command failed with status {ended.status}."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Told:
-    """A verdict with what an earlier run makes of it."""
-
-    verdict: Verdict
-    fixed: tuple[Seen, ...]
-    inputs: str
-    today: str
-
-    @classmethod
-    def of(cls, verdict: Verdict, earlier: History | None, asked: Asked, words: tuple[str, ...]) -> _Told:
-        from vmimagemanager.trap.history import inputs_digest
-
-        today = datetime.now(UTC).date().isoformat()
-        inputs = inputs_digest(words, asked.declared)
-        if earlier is None:
-            return cls(verdict=verdict, fixed=(), inputs=inputs, today=today)
-        labelled, fixed = earlier.labelled(verdict.findings, inputs=inputs, archive=verdict.after.archive, today=today)
-        return cls(verdict=replace(verdict, findings=labelled), fixed=fixed, inputs=inputs, today=today)
 
 
 def _judge(verdict: Verdict, ended: Result) -> int:

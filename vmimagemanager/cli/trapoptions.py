@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING
 
 import click
-
-from vmimagemanager.errors import UsageError
 
 if TYPE_CHECKING:
     from vmimagemanager.box import Box
@@ -86,15 +84,7 @@ class Asked:
             return None
         from vmimagemanager.proof import Question
 
-        snapshot = self.on or box.show().snapshot
-        if snapshot not in [one.name for one in box.snapshots()]:
-            what = f"There is no snapshot '{self.on}'" if self.on else f"The box '{box.name}' stands on no snapshot"
-            raise UsageError(
-                f"{what}, of which clones could be made for the proof.",
-                hint=f"vmimagemanager snapshot {box.name}@{self.on or 'clean'}",
-            )
-        asked = Question(snapshot=snapshot, command=words, artefacts=self.artefact)
-        return asked if self.jobs is None else replace(asked, jobs=self.jobs)
+        return Question.of(box, words, snapshot=self.on, artefacts=self.artefact, jobs=self.jobs)
 
     def history(self) -> History | None:
         from vmimagemanager.trap import History

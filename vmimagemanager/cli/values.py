@@ -136,10 +136,29 @@ class _Format(_TextType):
         return _items(FORMATS, incomplete)
 
 
+class _Run(_TextType):
+    """A run that is kept, ``JOB/RUN``, or the job alone; completed to jobs, and to runs when there is a slash."""
+
+    name = "run"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401, ARG002
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        state = _state(ctx)
+        if state is None:
+            return []
+        job, slash, _ = incomplete.partition("/")
+        if not slash:
+            return _items((folder.name for folder in _folders(state.runs)), incomplete)
+        return _items((f"{job}/{folder.name}" for folder in _folders(state.runs / job)), incomplete)
+
+
 DURATION = _Duration()
 SIZE = _Size()
 FORMAT = _Format()
 BOX = _Box()
+JOB = RUN = _Run()
 SNAPSHOT = _Snapshot()
 BOX_OR_SNAPSHOT = _BoxOrSnapshot()
 NEW_SNAPSHOT = _Snapshot(new=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,11 @@ class Verdict:
 
 
 @contextmanager
-def recorded(path: Path | None, kind: str, box: str, words: Sequence[str]) -> Iterator[Verdict]:
-    """Write the verdict of the block to ``path`` (None: nowhere) at its end, however that comes."""
+def recorded(path: Path | None, kind: str, **about: object) -> Iterator[Verdict]:
+    """Write the verdict of the block to ``path`` (None: nowhere) at its end, however that comes.
+
+    ``about`` says of what it is the verdict.
+    """
     verdict = Verdict()
     try:
         yield verdict
@@ -50,7 +53,7 @@ def recorded(path: Path | None, kind: str, box: str, words: Sequence[str]) -> It
         raise
     finally:
         if path is not None and verdict.values:
-            _write(path, {"format": 1, "kind": kind, "box": box, "command": list(words), **verdict.values})
+            _write(path, {"format": 1, "kind": kind, **about, **verdict.values})
 
 
 def result_document(result: Result, *, output: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -75,6 +75,27 @@ class Question:
     command: Sequence[str]
     artefacts: tuple[PurePosixPath, ...] = ()
     jobs: int = min(2, os.cpu_count() or 1)
+
+    @classmethod
+    def of(
+        cls,
+        box: Box,
+        command: Sequence[str],
+        *,
+        snapshot: str | None = None,
+        artefacts: tuple[PurePosixPath, ...] = (),
+        jobs: int | None = None,
+    ) -> Question:
+        """Ask about a box on a snapshot of it, by default the one that it stands on; raise UsageError without one."""
+        chosen = snapshot or box.show().snapshot
+        if chosen not in [one.name for one in box.snapshots()]:
+            what = f"There is no snapshot '{snapshot}'" if snapshot else f"The box '{box.name}' stands on no snapshot"
+            raise UsageError(
+                f"{what}, of which clones could be made for the proof.",
+                hint=f"vmimagemanager snapshot {box.name}@{snapshot or 'clean'}",
+            )
+        asked = cls(snapshot=chosen, command=command, artefacts=artefacts)
+        return asked if jobs is None else replace(asked, jobs=jobs)
 
 
 def prove(box: Box, question: Question, trap: Trap, *, cache: Path, progress: Progress = silent) -> Proof:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmimagemanager.report import sbom
 from vmimagemanager.report.trap import explained
@@ -16,16 +16,28 @@ from vmimagemanager.report.trap import line as finding_line
 from vmimagemanager.trap import Finding, Rule, Severity, Verdict
 from vmimagemanager.trap.finding import TITLES
 
+if TYPE_CHECKING:
+    from junitparser import TestSuite
+
 # What GitHub takes as a comment.
 MARKDOWN_MOST = 65_536
 _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note", Severity.IGNORE: "none"}
 
 
 def junit(verdict: Verdict, *, name: str) -> bytes:
-    """Return JUnit XML: a case for each rule, which is always there, and one for each finding."""
-    from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
+    """Return JUnit XML of a verdict's `suite`."""
+    from junitparser import JUnitXml
 
-    suite = TestSuite(f"trap {name}")
+    document = JUnitXml()
+    document.add_testsuite(suite(verdict, name=name))
+    return bytes(document.tostring())  # type: ignore[no-untyped-call]
+
+
+def suite(verdict: Verdict, *, name: str) -> TestSuite:
+    """Return JUnit's cases of a verdict: one for each rule, which is always there, and one for each finding."""
+    from junitparser import Failure, Skipped, TestCase, TestSuite
+
+    cases = TestSuite(f"trap {name}")
     for rule in Rule:
         found = [finding for finding in verdict.findings if finding.rule is rule]
         counting = [finding for finding in found if finding.counts]
@@ -34,7 +46,7 @@ def junit(verdict: Verdict, *, name: str) -> bytes:
             failure = Failure(f"{len(counting)} of {len(found)}", rule.value)
             failure.text = "\n".join(finding_line(finding).strip() for finding in counting)
             case.result = [failure]
-        suite.add_testcase(case)
+        cases.add_testcase(case)
         for finding in found:
             case = TestCase(finding.item, f"trap.{rule}")
             text = finding_line(finding).strip()
@@ -46,10 +58,8 @@ def junit(verdict: Verdict, *, name: str) -> bytes:
                 case.result = [Skipped(finding.excepted)]
             else:
                 case.system_out = text
-            suite.add_testcase(case)
-    document = JUnitXml()
-    document.add_testsuite(suite)
-    return bytes(document.tostring())  # type: ignore[no-untyped-call]
+            cases.add_testcase(case)
+    return cases
 
 
 def sarif(verdict: Verdict, *, where: str) -> bytes:
@@ -73,7 +83,7 @@ def markdown(verdict: Verdict, *, name: str) -> bytes:
     """Return Markdown for a comment or a job's summary, in at most `MARKDOWN_MOST` characters."""
     counting = [finding for finding in verdict.findings if finding.counts]
     rest = [finding for finding in verdict.findings if not finding.counts]
-    title = f"## Trapped in {_cell(name)}: {len(counting)}" if counting else f"## Nothing was trapped in {_cell(name)}"
+    title = f"## Trapped in {cell(name)}: {len(counting)}" if counting else f"## Nothing was trapped in {cell(name)}"
     rows = [_row(finding) for finding in counting]
     rows += [_row(finding) for finding in rest]
     head = [title, "", "| severity | rule | item | detail | why |", "|---|---|---|---|---|"]
@@ -150,10 +160,11 @@ def _row(finding: Finding) -> str:
     elif finding.accepted:
         why = "accepted"
     cells = (finding.severity.value, finding.rule.value, f"`{finding.item}`", finding.detail, why)
-    return f"| {' | '.join(map(_cell, cells))} |"
+    return f"| {' | '.join(map(cell, cells))} |"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Return text for a cell of a table in Markdown."""
     for mark, instead in (("|", "\\|"), ("<", "&lt;"), ("\n", " ")):
         text = text.replace(mark, instead)
     return text

@@ -7,7 +7,7 @@ explained?  What is declared, and what that depends on, says.
 from vmimagemanager.trap.baseline import Baseline
 from vmimagemanager.trap.explain import Explanation, Reason
 from vmimagemanager.trap.finding import Finding, Label, Rule, Severity
-from vmimagemanager.trap.history import History
+from vmimagemanager.trap.history import History, Told
 from vmimagemanager.trap.policy import Policy
 from vmimagemanager.trap.verdict import Change, Verdict, compare
 
@@ -22,6 +22,7 @@ __all__ = [
     "Reason",
     "Rule",
     "Severity",
+    "Told",
     "Verdict",
     "compare",
 ]

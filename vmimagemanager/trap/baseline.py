@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from vmimagemanager import durable, records
-from vmimagemanager.config import schema
+from vmimagemanager.config import document, schema
 from vmimagemanager.config.schema import Spot
 from vmimagemanager.errors import ConfigError
 from vmimagemanager.guest.inventory import Inventory, Kind
 from vmimagemanager.names import printable
-from vmimagemanager.trap import document
 
 if TYPE_CHECKING:
     from vmimagemanager.trap.verdict import Verdict

@@ -6,12 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vmimagemanager.errors import ConfigError
 from vmimagemanager.names import printable
 from vmimagemanager.trap.finding import Finding, Label
+from vmimagemanager.trap.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +43,13 @@ class History:
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"'{printable(path)}' is not JSON: {error}.", hint=_HINT) from error
         try:
-            return cls._of(document)
+            return cls.of(document)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"'{printable(path)}' is not the document of a trap.", hint=_HINT) from error
 
     @classmethod
-    def _of(cls, document: dict[str, Any]) -> History:
+    def of(cls, document: dict[str, Any]) -> History:
+        """Return what a document of a trap, or a record of `to_record`, tells; raise KeyError, TypeError for others."""
         document = document.get("verdict", document)  # what --result wrote holds it
         seen = {
             str(entry["fingerprint"]): Seen(rule=str(entry["rule"]), item=str(entry["item"]), since=str(entry["since"]))
@@ -55,6 +58,17 @@ class History:
         }
         archive = {str(name): str(when) for name, when in document["archive"].items()}
         return cls(findings=seen, inputs=str(document["inputs"]), archive=archive)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what `of` reads."""
+        return {
+            "inputs": self.inputs,
+            "archive": dict(self.archive),
+            "findings": [
+                {"fingerprint": mark, "counts": True, "rule": seen.rule, "item": seen.item, "since": seen.since}
+                for mark, seen in self.findings.items()
+            ],
+        }
 
     def labelled(
         self, findings: Iterable[Finding], *, inputs: str, archive: Mapping[str, str], today: str
@@ -79,6 +93,42 @@ class History:
         still = {finding.fingerprint for finding in told if finding.counts}
         fixed = [seen for mark, seen in self.findings.items() if mark not in still]
         return tuple(told), tuple(sorted(fixed, key=lambda seen: (seen.rule, seen.item)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """A verdict with what an earlier run makes of it.
+
+    ``fixed`` was found then and is no more; ``inputs`` is the digest of what was asked for ``today``.
+    """
+
+    verdict: Verdict
+    fixed: tuple[Seen, ...]
+    inputs: str
+    today: str
+
+    @classmethod
+    def of(cls, verdict: Verdict, earlier: History | None, words: Sequence[str], declared: Iterable[Path]) -> Told:
+        """Compare a verdict with an earlier run of a command, if there was one."""
+        today = datetime.now(UTC).date().isoformat()
+        inputs = inputs_digest(words, declared)
+        if earlier is None:
+            return cls(verdict=verdict, fixed=(), inputs=inputs, today=today)
+        labelled, fixed = earlier.labelled(verdict.findings, inputs=inputs, archive=verdict.after.archive, today=today)
+        return cls(verdict=replace(verdict, findings=labelled), fixed=fixed, inputs=inputs, today=today)
+
+    @property
+    def history(self) -> History:
+        """What a later run is compared with."""
+        return History(
+            findings={
+                finding.fingerprint: Seen(rule=finding.rule.value, item=finding.item, since=finding.since or self.today)
+                for finding in self.verdict.findings
+                if finding.counts
+            },
+            inputs=self.inputs,
+            archive=dict(self.verdict.after.archive),
+        )
 
 
 def inputs_digest(words: Sequence[str], files: Iterable[Path]) -> str:

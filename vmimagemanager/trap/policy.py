@@ -10,11 +10,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import cast
 
-from vmimagemanager.config import schema
+from vmimagemanager.config import document, schema
 from vmimagemanager.config.schema import Spot
 from vmimagemanager.errors import ConfigError
 from vmimagemanager.names import printable
-from vmimagemanager.trap import document
 from vmimagemanager.trap.finding import DEFAULTS, LEFTOVERS, Finding, Rule, Severity
 
 FORMAT = 1
@@ -138,12 +137,6 @@ def _require_end(allowance: Allowance, severities: Mapping[Rule, Severity], spot
         )
 
 
-def _format(value: object, spot: Spot) -> int:
-    if value != FORMAT or isinstance(value, bool):
-        raise spot.unexpected(value, f"the number {FORMAT}")
-    return FORMAT
-
-
 def _severities(value: object, spot: Spot) -> dict[Rule, Severity]:
     read = schema.choice(Severity)
     found = schema.read_table(value, {rule.value: read for rule in Rule}, spot)
@@ -192,7 +185,7 @@ EXCEPTION_KEYS: schema.Keys = {
     "expires": _date,
 }
 KEYS: schema.Keys = {
-    "format": _format,
+    "format": document.is_format(FORMAT),
     "versions": schema.choice(Versions),
     "ignore": _patterns,
     "severity": _severities,

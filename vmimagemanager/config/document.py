@@ -1,4 +1,4 @@
-"""The files that people write or review for the trap: TOML with a format and known keys, every mistake named."""
+"""Files with a format of their own, that people write or review: TOML with known keys, every mistake named."""
 
 from __future__ import annotations
 
@@ -12,9 +12,20 @@ from vmimagemanager.errors import ConfigError, StateError
 from vmimagemanager.names import printable
 
 
+def is_format(version: int) -> schema.Parser:
+    """Return the parser of a format, of which there is only this one."""
+
+    def parse(value: object, spot: Spot) -> int:
+        if value != version or isinstance(value, bool):
+            raise spot.unexpected(value, f"the number {version}")
+        return version
+
+    return parse
+
+
 def spot(source: Path, hint: str) -> Spot:
-    """Return where errors of a file are said to be."""
-    return Spot(prefix=f"In '{printable(source)}', ", hint=hint)
+    """Return where errors of a file are said to be, and relative paths in it start."""
+    return Spot(prefix=f"In '{printable(source)}', ", folder=source.absolute().parent, hint=hint)
 
 
 def parse(content: bytes, keys: schema.Keys, where: Spot, *, source: Path, version: int) -> dict[str, Any]:

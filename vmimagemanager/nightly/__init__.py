@@ -1,0 +1,204 @@
+"""Nightly runs: a box is put back to a clean snapshot, the steps of a job are done in it, and all is kept that explains
+how it ended.
+
+::
+
+    from vmimagemanager import Manager, nightly
+
+    with Manager.open() as manager:
+        ended = nightly.run(manager, nightly.Job.read("hello.toml"))
+        print(ended.outcome, ended.changed)
+
+Nothing of a run is left running that did not run before, however it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+from vmimagemanager.box import Box
+from vmimagemanager.deadline import Stopwatch
+from vmimagemanager.durable import replace_file
+from vmimagemanager.errors import BoxHeldError, VmimError
+from vmimagemanager.manager import Manager
+from vmimagemanager.nightly import inputs
+from vmimagemanager.nightly.job import Job, Step
+from vmimagemanager.nightly.outcome import Outcome
+from vmimagemanager.nightly.runs import Run, Runs, StepRun
+from vmimagemanager.nightly.steps import Place
+from vmimagemanager.progress import Progress, silent
+from vmimagemanager.trap import History
+
+__all__ = ["Job", "Outcome", "Run", "Runs", "Step", "StepRun", "run", "runs_of"]
+
+_log = logging.getLogger(__name__)
+
+
+def runs_of(manager: Manager) -> Runs:
+    """Return the runs that are kept."""
+    return Runs(manager.site.state)
+
+
+def run(
+    manager: Manager,
+    job: Job,
+    *,
+    accept: bool = False,
+    rebase: bool = False,
+    progress: Progress = silent,
+    ended: Callable[[StepRun], object] | None = None,
+) -> Run:
+    """Run a job, and return how that ended: nothing is raised for what is tested.
+
+    The box is leased, restored, and after the steps powered off if it was off before.  Steps after one that failed are
+    skipped, but for those that are done always; a trap that was sprung skips none.  ``ended`` is told of each step.
+
+    With ``accept`` the baselines are written so that they accept what each trap finds, with ``rebase`` anew for the
+    base that the guest is now; not that of a command that fails.
+
+    Raises UsageError for a job that cannot be done, LeaseError for a box that somebody has or that is held, and
+    whatever else keeps the testbed from doing it.  That is kept in the run's record, too.
+    """
+    inputs.require(job, accept=accept or rebase)
+    runs = runs_of(manager)
+    runs.make_room(job)
+    with runs.new(job) as begun:
+        running = _Running(manager, job, begun, ended)
+        try:
+            running.to_the_end(runs, accept=accept, rebase=rebase, progress=progress)
+        except BaseException as error:
+            running.broke(error)
+            raise
+        finally:
+            running.run.write()
+    return running.run
+
+
+class _Running:
+    def __init__(self, manager: Manager, job: Job, begun: Run, ended: Callable[[StepRun], object] | None) -> None:
+        self._manager, self._job, self._ended = manager, job, ended
+        self._watch = Stopwatch()
+        self.run = begun
+
+    def to_the_end(self, runs: Runs, *, accept: bool, rebase: bool, progress: Progress) -> None:
+        job, manager = self._job, self._manager
+        before = [one for one in runs.list(job.name) if one.outcome not in {Outcome.RUNNING, Outcome.DIED}]
+        with manager.lease(job.box) as box:
+            _require_not_held(box)
+            self._note(inputs=inputs.gather(manager, box, job))
+            with box.borrowed():
+                place = Place(
+                    box=box,
+                    job=job,
+                    run=self.run,
+                    earlier=_earlier(before),
+                    proofs=manager.proofs,
+                    accept=accept,
+                    rebase=rebase,
+                    progress=progress,
+                )
+                try:
+                    progress("restoring", None)
+                    _put_back(box, job)
+                    self._steps(place)
+                except BaseException as error:
+                    self.broke(error)
+                    raise
+                finally:
+                    self._keep_what_explains(box)
+        self._compare(before)
+
+    def broke(self, error: BaseException) -> None:
+        """Keep that it did not come to its end."""
+        if self.run.outcome is not Outcome.RUNNING:
+            return
+        if isinstance(error, VmimError):
+            self._note(outcome=Outcome.ERROR, message=error.message, exit_code=error.exit_code)
+        elif isinstance(error, KeyboardInterrupt):
+            self._note(outcome=Outcome.INTERRUPTED, exit_code=Outcome.INTERRUPTED.exit_code)
+        else:
+            self._note(outcome=Outcome.ERROR, message=repr(error), exit_code=VmimError.exit_code)
+
+    def _steps(self, place: Place) -> None:
+        failed = False
+        for number, step in enumerate(self._job.steps, 1):
+            if failed and not step.always:
+                done = StepRun(name=step.name, outcome=Outcome.SKIPPED)
+            else:
+                place.progress(f"{number}/{len(self._job.steps)} {step.name}", (number - 1) / len(self._job.steps))
+                done = self._done(place, number, step)
+            failed = failed or done.outcome in {Outcome.FAILED, Outcome.TRAPPED_AND_FAILED}
+            self._tell(done)
+            if done.told is not None:
+                self._note(inputs={**self.run.inputs, **inputs.archives(done.told.verdict.after.archive)})
+            self.run.write()
+        outcome = Outcome.of_all([step.outcome for step in self.run.steps])
+        self._note(outcome=outcome, exit_code=outcome.exit_code)
+
+    def _done(self, place: Place, number: int, step: Step) -> StepRun:
+        watch = Stopwatch()
+        try:
+            return place.do(number, step)
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            told = StepRun(
+                name=step.name,
+                outcome=Outcome.INTERRUPTED if interrupted else Outcome.ERROR,
+                seconds=watch.total,
+                message="" if interrupted else str(error),
+                log=place.run.log(number, step.name),
+            )
+            self._tell(told)
+            raise
+
+    def _tell(self, step: StepRun) -> None:
+        self._note(steps=(*self.run.steps, step))
+        if self._ended is not None:
+            self._ended(step)
+
+    def _keep_what_explains(self, box: Box) -> None:
+        """Keep the console of a run that did not pass, and the box as it is, if the job says so."""
+        if self.run.outcome is Outcome.PASSED:
+            return
+        with suppress(VmimError):
+            replace_file(self.run.console_log, box.console_log(), mode=0o600)
+        if self._job.hold is None or self.run.outcome is Outcome.INTERRUPTED:
+            return
+        try:
+            box.lock(self._job.hold, f"nightly run {self.run.address}: {self.run.outcome}")
+        except VmimError as error:
+            _log.warning("the box '%s' is not held: %s", box.name, error)
+
+    def _compare(self, before: list[Run]) -> None:
+        passed = [one for one in before if one.outcome is Outcome.PASSED]
+        if passed:
+            self._note(compared=passed[-1].name, changed=inputs.changed(passed[-1].inputs, self.run.inputs))
+
+    def _note(self, **values: object) -> None:
+        self.run = replace(self.run, seconds=self._watch.total, **values)  # type: ignore[arg-type]  # Run's own fields
+
+
+def _require_not_held(box: Box) -> None:
+    """Raise BoxHeldError for a box that is held, by its own user, too: a hold keeps what is in it."""
+    hold = box.show().held_by
+    if hold is not None:
+        raise BoxHeldError(
+            f"The box '{box.name}' is held by {hold}: a nightly run would restore it.",
+            hint=f"vmimagemanager unlock {box.name}",
+        )
+
+
+def _put_back(box: Box, job: Job) -> None:
+    if job.snapshot is None:
+        box.reset()
+        box.up()
+    elif not box.restore(job.snapshot).running:
+        box.up()
+
+
+def _earlier(before: list[Run]) -> dict[str, History]:
+    """Return what each step's trap found the last time."""
+    return {step.name: step.trapped for one in before for step in one.steps if step.trapped is not None}

@@ -1,0 +1,171 @@
+"""Doing one step of a job, and telling whose fault it is when it does not end well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+from vmimagemanager.box import Box
+from vmimagemanager.deadline import Stopwatch, timeout_factor
+from vmimagemanager.durable import make_folder, translate_os_errors
+from vmimagemanager.errors import DeadlineError, VmimError
+from vmimagemanager.nightly.job import Command, Deed, Get, Insert, Job, Put, Script, Step, Trapping
+from vmimagemanager.nightly.outcome import Outcome
+from vmimagemanager.nightly.output import Output, output
+from vmimagemanager.nightly.runs import Run, StepRun
+from vmimagemanager.progress import Progress
+from vmimagemanager.proof import Question, prove
+from vmimagemanager.trap import History, Told
+from vmimagemanager.units import format_duration
+
+_ANSWER = timedelta(seconds=10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a job's steps are done, what earlier runs found there, and whether baselines are written."""
+
+    box: Box
+    job: Job
+    run: Run
+    earlier: Mapping[str, History]
+    proofs: Path
+    accept: bool
+    rebase: bool
+    progress: Progress
+
+    def do(self, number: int, step: Step) -> StepRun:
+        """Do a step, and return how it ended; raise VmimError when that was not the fault of what is tested."""
+        watch = Stopwatch()
+        log = self.run.log(number, step.name)
+        with output(log) as printed:
+            doing = _Doing(place=self, step=step, printed=printed)
+            ended = doing.trapped(step.trap) if step.trap is not None else doing.plain()
+        return replace(ended, seconds=watch.total, log=log if log.exists() else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ended:
+    """How a deed ended: the status of its command, if it had one, and what is to be said when it failed."""
+
+    status: int | None = None
+    failure: str = ""
+
+
+class _TooLongError(Exception):
+    """A command did not end in time, and its guest is well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Doing:
+    place: Place
+    step: Step
+    printed: Output
+
+    def plain(self) -> StepRun:
+        try:
+            ended = self._deed(self.step.deed)
+        except _TooLongError as error:
+            ended = _Ended(failure=str(error))
+        return self._made(ended)
+
+    def trapped(self, trap: Trapping) -> StepRun:
+        """Do it inside the trap.
+
+        What took too long may go on in the guest: nothing is said of what it changed.
+        """
+        box, place, deed = self.place.box, self.place, self.step.deed
+        question = None
+        if trap.prove and isinstance(deed, Command):
+            question = Question.of(
+                box, deed.argv, snapshot=place.job.snapshot, artefacts=trap.artefacts, jobs=trap.jobs
+            )
+        writes = (place.accept or place.rebase) and trap.baseline is not None
+        try:
+            with box.trap(
+                trap.baseline,
+                policy=trap.policy,
+                declared=trap.declared,
+                since=trap.since,
+                trace=trap.trace or ("atime" if trap.prove else None),
+                expect_clean=trap.expect_clean,
+                missing_is_empty=writes,
+                rebase=place.rebase,
+            ) as set_trap:
+                ended = self._deed(deed)
+        except _TooLongError as error:
+            return self._made(_Ended(failure=str(error)))
+        proof = None
+        if question is not None and not ended.failure:
+            proof = prove(box, question, set_trap, cache=place.proofs, progress=place.progress)
+        told = Told.of(set_trap.verdict, place.earlier.get(self.step.name), _words(deed), trap.declared)
+        done = replace(self._made(ended), trapped=told.history, told=told, proof=proof)
+        if not writes or ended.failure:
+            return replace(done, outcome=Outcome.of(failed=bool(ended.failure), trapped=told.verdict.trapped))
+        before = set_trap.baseline.accepted
+        added = sorted(set_trap.accept(rebase=place.rebase).accepted - before)
+        return replace(done, trapped=replace(told.history, findings={}), accepted=tuple(added))
+
+    def _made(self, ended: _Ended) -> StepRun:
+        return StepRun(
+            name=self.step.name,
+            outcome=Outcome.of(failed=bool(ended.failure), trapped=False),
+            status=ended.status,
+            message=ended.failure,
+        )
+
+    def _deed(self, deed: Deed) -> _Ended:
+        box = self.place.box
+        match deed:
+            case Command() | Script():
+                return self._command(deed)
+            case Put(source=source, target=target):
+                box.put(source, target)
+            case Insert(sources=sources, folder=folder):
+                box.insert(sources, to=folder)
+            case Get(source=source):
+                if box.run(["test", "-e", str(source)], check=False).status != 0:
+                    return _Ended(failure=f"'{source}' is not there")
+                box.get(source, make_folder(self.place.run.artefacts / self.step.name, mode=0o700))
+        return _Ended()
+
+    def _command(self, deed: Command | Script) -> _Ended:
+        box, limit, sink = self.place.box, self.step.timeout, self.printed.write
+        try:
+            if isinstance(deed, Command):
+                ended = box.run(deed.argv, limit=limit, check=False, stdout=sink, stderr=sink)
+            else:
+                with translate_os_errors("read", deed.path):
+                    text = deed.path.read_text(errors="surrogateescape")
+                ended = box.script(text, limit=limit, check=False, stdout=sink, stderr=sink)
+        except DeadlineError as error:
+            if not self._answers():
+                raise
+            allowed = format_duration(limit * timeout_factor())
+            raise _TooLongError(f"it did not end within {allowed}") from error
+        return _Ended(status=ended.status, failure=f"status {ended.status}" if ended.status else "")
+
+    def _answers(self) -> bool:
+        """Say whether the guest is well, so that it was the command that hung."""
+        try:
+            return self.place.box.run(["true"], limit=_ANSWER, check=False).status == 0
+        except VmimError:
+            return False
+
+
+def _words(deed: Deed) -> tuple[str, ...]:
+    """Return what is asked for by a deed, for `trap.history.inputs_digest`."""
+    match deed:
+        case Command(argv=argv):
+            return argv
+        case Script(path=path):
+            with translate_os_errors("read", path):
+                return ("script", path.read_text(errors="surrogateescape"))
+        case Put(source=source, target=target):
+            return ("put", source.name, str(target))
+        case Insert(sources=sources, folder=folder):
+            return ("insert", *sources, str(folder))
+        case Get(source=source):
+            return ("get", str(source))
