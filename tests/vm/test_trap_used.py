@@ -12,9 +12,11 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from tests.vm.conftest import Testbed
-from vmimagemanager import Box, Manager
+from vmimagemanager import Box, Manager, nightly
+from vmimagemanager.boxes.fork import clones_of
 from vmimagemanager.errors import CommandFailedError, SnapshotError, UsageError
 from vmimagemanager.proof import Question, prove
+from vmimagemanager.report import nightly as report
 from vmimagemanager.trap import Baseline, Finding, Rule, Severity
 
 # As Debian 12 has them, 2026-11; what is in them was written here.
@@ -221,6 +223,33 @@ def test_the_command_line_traps_explains_and_proves(
     told = json.loads((tmp_path / "result").read_text())
     assert list(told["verdict"]["proof"]["needed"]) == ["dpkg:jq"]
     assert told["exit_code"] == 100
+
+
+def test_a_nightly_run_traps_and_proves_what_its_job_did_not_declare(
+    builder: Box, manager: Manager, source: str, tmp_path: Path, declared: Path
+) -> None:
+    baseline(tmp_path)
+    path = tmp_path / "build.toml"
+    path.write_text(f"""\
+format = 1
+box = "{builder.name}"
+snapshot = "{source}"
+[[step]]
+name = "build"
+command = {json.dumps(BUILD)}
+trap = {{ baseline = "deps.toml", declared = ["{declared.name}"], prove = true, artefacts = ["/root/out/data"] }}
+""")
+    builder.disconnect()
+    run = nightly.run(manager, nightly.Job.read(path))
+    assert (run.outcome, run.exit_code) == (nightly.Outcome.TRAPPED, 100)
+    (step,) = run.steps
+    assert step.proof is not None
+    assert list(step.proof.needed) == ["dpkg:jq"]
+    assert step.trapped is not None
+    assert [seen.item for seen in step.trapped.findings.values()] == ["used:dpkg:jq"]
+    assert "Proven in" in "\n".join(report.step_lines(step, path))
+    assert not clones_of(manager.site, builder.name)
+    nightly.runs_of(manager).remove(run)
 
 
 def test_nothing_may_be_left_behind_when_that_is_asked_for(builder: Box, testbed_box: Testbed, tmp_path: Path) -> None:

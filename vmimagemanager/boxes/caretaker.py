@@ -119,7 +119,7 @@ class Caretaker:
             if not self.look_only:
                 quiet.thaw_what_was_left(self.site, record)
             yield Leftover(what=f"the guest of '{name}', whose file systems were left frozen", size=Size(0))
-        if folder.borrowed.exists():
+        if folder.borrowed.exists() and Leases(self.site.state).hold(name) is None:
             if not self.look_only:
                 borrowing.give_back(self.site, record)
             yield Leftover(what=f"the guest of '{name}', which was off before a run that is over", size=Size(0))
