@@ -18,6 +18,9 @@ from vmimagemanager.cli.program import PROGRAM
 from vmimagemanager.config import BOX_KEYS, HOOK_KEYS, HOST_KEYS, BoxSettings, Hook, Moment, plain
 from vmimagemanager.config.configuration import VARIABLES
 from vmimagemanager.leases import OWNER_VARIABLE
+from vmimagemanager.nightly import Job, Outcome, Step
+from vmimagemanager.nightly.job import KEYS as JOB_KEYS
+from vmimagemanager.nightly.job import STEP_KEYS, TRAP_KEYS, Command
 from vmimagemanager.trap import Baseline, Policy
 from vmimagemanager.trap.finding import DEFAULTS
 from vmimagemanager.trap.policy import EXCEPTION_KEYS, KEYS
@@ -175,3 +178,27 @@ def test_the_examples_of_the_trap_are_understood() -> None:
     baseline, policy = re.findall(r"::\n\n((?:    .*\n|\n)+)", text)
     assert "setuid:/usr/bin/at" in Baseline.parse(textwrap.dedent(baseline).encode(), source=Path("x")).accepted
     assert len(Policy.parse(textwrap.dedent(policy).encode(), source=Path("x")).exceptions) == 1
+
+
+def test_the_page_of_jobs_describes_every_key_with_its_default_and_every_outcome() -> None:
+    text = (MAN / "vmimagemanager-job.5.rst").read_text()
+    told = re.split(r"\n[A-Z ]+\n=+\n", text)
+    for described, keys in zip(told[3:6], (JOB_KEYS, STEP_KEYS, TRAP_KEYS), strict=True):
+        assert re.findall(r"(?m)^``([a-z-]+)``$", described) == list(keys)
+    defaults = dict(re.findall(r"(?ms)^``([a-z-]+)``$(?:(?!^``).)*?Default: ``([^`]+)``\.", text))
+    step = Step(name="one", deed=Command(argv=("true",)))
+    job = Job(name="hello", path=Path("x"), digest="", box="web", steps=(step,))
+    assert {key: tomllib.loads(f"value = {value}")["value"] for key, value in defaults.items()} == {
+        "keep": job.keep,
+        "timeout": plain(step.timeout),
+        "always": step.always,
+    }
+    ended = set(re.findall(r"(?m)^``([a-z ]+)``$", told[6]))
+    assert ended == {outcome.value for outcome in Outcome} - {Outcome.SKIPPED, Outcome.RUNNING}
+
+
+def test_the_example_of_a_job_is_understood() -> None:
+    text = (MAN / "vmimagemanager-job.5.rst").read_text()
+    (example,) = re.findall(r"::\n\n((?:    .*\n|\n)+)", text)
+    job = Job.parse(textwrap.dedent(example).encode(), source=Path("/jobs/hello.toml"))
+    assert [step.name for step in job.steps] == ["sources", "build", "install", "test-results"]

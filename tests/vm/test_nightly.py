@@ -22,6 +22,7 @@ from vmimagemanager.config import Channel
 from vmimagemanager.deadline import Deadline
 from vmimagemanager.errors import BoxHeldError, GuestError, VmimError
 from vmimagemanager.nightly import Job, Outcome, Run
+from vmimagemanager.report import nightly as report
 from vmimagemanager.trap import Baseline
 
 PROGRAM = [sys.executable, "-c", "import sys; from vmimagemanager.cli import main; sys.exit(main())"]
@@ -300,11 +301,16 @@ def test_a_box_that_is_not_leased_cannot_be_borrowed(resting: Box) -> None:
         pytest.fail("the block was entered")
 
 
-def test_what_keeps_a_run_from_being_done_is_kept(manager: Manager, tmp_path: Path) -> None:
+def test_what_keeps_a_run_from_being_done_is_kept_and_told(manager: Manager, tmp_path: Path) -> None:
     path = tmp_path / "lost.toml"
     path.write_text("format = 1\nbox = 'vmimtest-nobody'\n[[step]]\nname = 'one'\ncommand = ['true']")
+    over: list[Run] = []
     with pytest.raises(VmimError, match="There is no box 'vmimtest-nobody'"):
-        nightly.run(manager, Job.read(path))
+        nightly.run(manager, Job.read(path), over=over.append)
     run = nightly.runs_of(manager).get("lost")
+    assert [one.address for one in over] == [run.address]
     assert (run.outcome, run.exit_code, run.steps) == (Outcome.ERROR, 120, ())
+    (case,) = ET.fromstring(report.junit(run)).findall(".//testcase")
+    assert case.get("name") == "the run itself"
+    assert case.find("error") is not None
     nightly.runs_of(manager).remove(run)

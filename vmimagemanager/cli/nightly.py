@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -56,22 +56,23 @@ def run(
     the error when it could not be done.
     """
     from vmimagemanager import nightly as room
-    from vmimagemanager.durable import replace_file
-    from vmimagemanager.report import nightly as report
 
     with recorded(result, "nightly", file=str(file)) as written, invocation.open() as manager:
         job = room.Job.read(file)
-        with _Telling(invocation, job) as telling:
-            ended = room.run(manager, job, accept=accept, rebase=rebase, progress=telling.progress, ended=telling.step)
-        written.values = {"outcome": "ended", "exit_code": ended.exit_code, "run": report.document(ended)}
-    for path, make in ((junit, report.junit), (markdown, report.markdown)):
-        if path is not None:
-            replace_file(path, make(ended))
+        with _Telling(invocation, job, junit=junit, markdown=markdown) as telling:
+            ended = room.run(
+                manager,
+                job,
+                accept=accept,
+                rebase=rebase,
+                progress=telling.progress,
+                ended=telling.step,
+                over=telling.over,
+            )
+        written.values = {"outcome": "ended", "exit_code": ended.exit_code, "run": telling.document}
     if invocation.json:
-        screen.emit("nightly", report.document(ended))
-    else:
-        invocation.say(*report.ending_lines(ended))
-    return ended.exit_code if ended.exit_code is not None else 0
+        screen.emit("nightly", telling.document)
+    return ended.exit_code or 0
 
 
 @verb_of(nightly, "list", documents=True)
@@ -136,12 +137,14 @@ def _get(runs: Runs, which: str) -> Run:
 
 
 class _Telling:
-    """Shows how far a run is, and prints each step as it ends; a context manager."""
+    """Shows how far a run is, prints each step as it ends, and at its end writes what was asked for."""
 
-    def __init__(self, invocation: Invocation, job: Job) -> None:
+    def __init__(self, invocation: Invocation, job: Job, *, junit: Path | None, markdown: Path | None) -> None:
         self._invocation, self._job = invocation, job
+        self._junit, self._markdown = junit, markdown
         self._bars = ExitStack()
         self._bar: Progress | None = None
+        self.document: dict[str, Any] = {}
 
     def progress(self, phase: str, fraction: float | None) -> None:
         if self._bar is None:
@@ -151,15 +154,29 @@ class _Telling:
     def step(self, step: StepRun) -> None:
         from vmimagemanager.report import nightly as report
 
-        self.__exit__()  # nothing can be printed beside a bar
+        self._end_bar()  # nothing can be printed beside it
         if not self._invocation.quiet and not self._invocation.json:
             screen.say_marked(step.outcome.value, report.COLOURS[step.outcome], report.step_line(step))
             screen.say(*report.step_lines(step, self._job.path))
             sys.stdout.flush()
 
+    def over(self, run: Run) -> None:
+        from vmimagemanager.durable import replace_file
+        from vmimagemanager.report import nightly as report
+
+        self._end_bar()
+        self._invocation.say(*report.ending_lines(run))
+        self.document = report.document(run)
+        for path, make in ((self._junit, report.junit), (self._markdown, report.markdown)):
+            if path is not None:
+                replace_file(path, make(run))
+
     def __enter__(self) -> _Telling:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self._end_bar()
+
+    def _end_bar(self) -> None:
         self._bars.close()
         self._bar = None

@@ -50,11 +50,13 @@ def run(
     rebase: bool = False,
     progress: Progress = silent,
     ended: Callable[[StepRun], object] | None = None,
+    over: Callable[[Run], object] | None = None,
 ) -> Run:
     """Run a job, and return how that ended: nothing is raised for what is tested.
 
     The box is leased, restored, and after the steps powered off if it was off before.  Steps after one that failed are
-    skipped, but for those that are done always; a trap that was sprung skips none.  ``ended`` is told of each step.
+    skipped, but for those that are done always; a trap that was sprung skips none.  ``ended`` is told of each step, and
+    ``over`` of the run, also when something is raised.
 
     With ``accept`` the baselines are written so that they accept what each trap finds, with ``rebase`` anew for the
     base that the guest is now; not that of a command that fails.
@@ -71,9 +73,12 @@ def run(
             running.to_the_end(runs, accept=accept, rebase=rebase, progress=progress)
         except BaseException as error:
             running.broke(error)
+            try:
+                running.tell(over)
+            except VmimError as another:
+                _log.warning("how the run '%s' ended is not kept: %s", begun.address, another)
             raise
-        finally:
-            running.run.write()
+        running.tell(over)
     return running.run
 
 
@@ -110,6 +115,12 @@ class _Running:
                 finally:
                     self._keep_what_explains(box)
         self._compare(before)
+
+    def tell(self, over: Callable[[Run], object] | None) -> None:
+        """Write the record, and tell whoever wants to know."""
+        self.run.write()
+        if over is not None:
+            over(self.run)
 
     def broke(self, error: BaseException) -> None:
         """Keep that it did not come to its end."""

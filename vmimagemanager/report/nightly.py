@@ -30,6 +30,7 @@ COLOURS = {
     Outcome.INTERRUPTED: "red",
     Outcome.DIED: "red",
 }
+_NOT_DONE = (Outcome.ERROR, Outcome.INTERRUPTED)
 _LINES = 15
 
 
@@ -109,13 +110,18 @@ def document(run: Run) -> dict[str, Any]:
 
 
 def junit(run: Run) -> bytes:
-    """Return JUnit XML: a suite with a case for each step, and one for each trap that was set."""
+    """Return JUnit XML: a suite with a case for each step, and one for each trap that was set.
+
+    What kept a run from being done is an error, of a step or of a case of its own.
+    """
     from junitparser import JUnitXml, TestSuite
 
     suite = TestSuite(f"nightly {run.job}")
     document = JUnitXml()
     for step in run.steps:
         suite.add_testcase(_case(run, step))
+    if run.outcome in _NOT_DONE and run.outcome not in {step.outcome for step in run.steps}:
+        suite.add_testcase(_case(run, StepRun(name="the run itself", outcome=run.outcome, message=run.message)))
     document.add_testsuite(suite)
     for step in run.steps:
         if step.told is not None:
@@ -145,7 +151,7 @@ def _case(run: Run, step: StepRun) -> TestCase:
     case = TestCase(step.name, f"nightly.{run.job}", round(step.seconds, 3))
     if step.outcome is Outcome.SKIPPED:
         case.result = [Skipped("a step before it failed")]
-    elif step.outcome in {Outcome.ERROR, Outcome.INTERRUPTED}:
+    elif step.outcome in _NOT_DONE:
         case.result = [Error(step.message or step.outcome.value, step.outcome.value)]
     elif step.outcome is not Outcome.PASSED:
         failure = Failure(step.message or step.outcome.value, step.outcome.value)
