@@ -529,6 +529,13 @@ class Box:
             raise
         trap.end()
 
+    def proofs(self, snapshot: str) -> Path:
+        """Return the folder that keeps what the trials of proofs on a snapshot came to, and goes with that snapshot.
+
+        It may be removed at any time: trials are run again then.
+        """
+        return self._site.state.box(self.name).snapshot(names.snapshot_name(snapshot)).proofs
+
     def ssh_command(self) -> tuple[str, ...]:
         """Return the words that run OpenSSH's client on this box, with its key, host key, address and user."""
         from vmimagemanager.boxes import reach

@@ -78,11 +78,6 @@ class Manager:
         return self.site.state.path
 
     @property
-    def proofs(self) -> Path:
-        """The folder that keeps what the trials of proofs came to; it may be removed at any time."""
-        return self.site.state.cache / "proofs"
-
-    @property
     def images(self) -> ImageStore:
         return self.site.images
 
@@ -176,6 +171,15 @@ class Manager:
         """Return a box, leased anew for each of its operations; raise BoxNotFoundError when there is none."""
         self.site.require(names.box_name(name))
         return self._box(name)
+
+    def clones_first(self, names: Iterable[str]) -> dict[str, str]:
+        """Return names of boxes with the one of them that each stands on in the end, clones before what they stand on.
+
+        In this order they can be undefined.
+        """
+        from vmimagemanager.boxes import fork
+
+        return fork.clones_first(self.site, names)
 
     def define(self, name: str, settings: BoxSettings | None = None, *, adopt: bool = False) -> Box:
         """Define a new box with ``settings``, by default those of the configuration, and return it, switched off.

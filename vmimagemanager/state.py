@@ -48,6 +48,11 @@ class SnapshotFolder:
         return self.path / "inventory"
 
     @property
+    def proofs(self) -> Path:
+        """The folder that keeps what the trials of proofs came to; it may be removed at any time."""
+        return self.path / "proofs"
+
+    @property
     def ram(self) -> Path:
         return self.path / "ram"
 

@@ -24,7 +24,7 @@ from vmimagemanager.cli.definition import define
 from vmimagemanager.cli.invocation import Invocation
 from vmimagemanager.cli.program import PROGRAM, SECTIONS
 from vmimagemanager.cli.run import run
-from vmimagemanager.cli.several import Job, for_each
+from vmimagemanager.cli.several import Task, for_each
 from vmimagemanager.cli.verb import Verb
 from vmimagemanager.config import BOX_KEYS
 from vmimagemanager.errors import BoxError, LeaseError, SnapshotError, VmimError
@@ -456,12 +456,12 @@ def test_jobs_of_one_box_are_done_in_their_order(state: Path, monkeypatch: pytes
     stub(monkeypatch, off)
     done: dict[str, list[int]] = {"web": [], "db": []}
 
-    def job(box: str, number: int) -> Job[bool]:
+    def job(box: str, number: int) -> Task[bool]:
         def deed(held: Box) -> bool:
             done[held.name].append(number)
             return True
 
-        return Job(title=f"{box}@{number}", box=box, deed=deed)
+        return Task(title=f"{box}@{number}", box=box, deed=deed)
 
     jobs = [job(box, number) for number in range(5) for box in done]
     assert for_each(Invocation(quiet=True), "probe", jobs, lines=lambda *_: [], document=lambda _: {}) == 0

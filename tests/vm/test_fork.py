@@ -12,6 +12,7 @@ import pytest
 
 from vmimagemanager import Box, Manager
 from vmimagemanager.boxes.fork import clones_of
+from vmimagemanager.cli.run import run
 from vmimagemanager.config import Engine
 from vmimagemanager.deadline import Deadline
 from vmimagemanager.errors import BoxError, LeaseError, SnapshotError, SpaceError, UsageError
@@ -114,6 +115,27 @@ def test_what_clones_stand_on_cannot_be_removed_and_they_are_named(box: Box, man
     clones.remove()  # they were left to others: nothing is removed any more
     manager.box(clones[1].name).undefine(force=True)
     assert [one.name for one in box.snapshots()] == ["clean"]
+
+
+def test_clones_and_what_they_stand_on_are_undefined_in_one_call(
+    box: Box,
+    manager: Manager,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with box.fork("clean", count=1) as first:
+        first.keep()
+        first[0].snapshot("own")
+        with first[0].fork("own", count=2) as below:
+            below.keep()
+            names = [first[0].name, *(clone.name for clone in below)]
+    assert manager.clones_first([*names, box.name]) == dict.fromkeys([*names[1:], names[0], box.name], box.name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert run(["undefine", "--force", "--yes", *names]) == 0
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == [*names[1:], names[0]]
+    assert not {*names} & {*manager.boxes()}
 
 
 def test_a_fork_that_cannot_be_is_refused_and_leaves_nothing(

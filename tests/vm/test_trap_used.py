@@ -247,8 +247,9 @@ trap = {{ baseline = "deps.toml", declared = ["{declared.name}"], prove = true, 
     assert list(step.proof.needed) == ["dpkg:jq"]
     assert step.trapped is not None
     assert [seen.item for seen in step.trapped.findings.values()] == ["used:dpkg:jq"]
+    assert list(builder.proofs(source).iterdir())
     assert "Proven in" in "\n".join(report.step_lines(step, path))
-    assert not clones_of(manager.site, builder.name)
+    assert not clones_of(manager.site, builder.name, source)
     nightly.runs_of(manager).remove(run)
 
 

@@ -140,6 +140,16 @@ def clones_of(site: Site, box: str, snapshot: str | None = None) -> tuple[str, .
     return tuple(found)
 
 
+def clones_first(site: Site, names: Iterable[str]) -> dict[str, str]:
+    """Return names with the one of them that each stands on in the end, clones before what they are clones of."""
+    given = set(names)
+    ways = {name: [name] for name in given}
+    for way in ways.values():
+        while (parent := _fork_of(site, way[-1]).partition("@")[0]) in given - set(way):
+            way.append(parent)
+    return {name: ways[name][-1] for name in sorted(given, key=lambda name: (-len(ways[name]), name))}
+
+
 def is_clone(site: Site, name: str) -> bool:
     """Tell whether a box was made by a fork."""
     return _fork_of(site, name) != ""

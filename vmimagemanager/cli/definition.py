@@ -11,7 +11,7 @@ import click
 from vmimagemanager.cli import screen
 from vmimagemanager.cli.invocation import Invocation
 from vmimagemanager.cli.life import BOXES, YES
-from vmimagemanager.cli.several import Job, for_each
+from vmimagemanager.cli.several import Task, for_each
 from vmimagemanager.cli.values import BOX, IMAGE
 from vmimagemanager.cli.verb import verb
 from vmimagemanager.report import deeds
@@ -103,8 +103,12 @@ def adopt(invocation: Invocation, /, box: str, **options: Any) -> None:  # noqa:
 @YES
 @click.pass_obj
 def undefine(invocation: Invocation, boxes: tuple[str, ...], *, force: bool, yes: bool) -> int:
-    """Remove boxes with their disks, keys and snapshots. An adopted domain gets its own definition back."""
-    names = list(dict.fromkeys(boxes))
+    """Remove boxes with their disks, keys and snapshots, clones before what they stand on.
+
+    An adopted domain gets its own definition back.
+    """
+    with invocation.open() as manager:
+        names = manager.clones_first(dict.fromkeys(boxes))
     invocation.sure(f"Remove {', '.join(names)} with disks and snapshots?", yes=yes)
 
     def deed(box: Box) -> bool:
@@ -114,7 +118,7 @@ def undefine(invocation: Invocation, boxes: tuple[str, ...], *, force: bool, yes
     return for_each(
         invocation,
         "undefine",
-        [Job(title=name, box=name, deed=deed) for name in names],
+        [Task(title=name, box=name, deed=deed, row=row) for name, row in names.items()],
         lines=lambda title, _, taken: [f"{title}: removed in {deeds.seconds(taken)}"],
         document=lambda _: {},
     )

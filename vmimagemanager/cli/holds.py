@@ -10,7 +10,7 @@ import click
 from vmimagemanager.cli import screen
 from vmimagemanager.cli.invocation import Invocation
 from vmimagemanager.cli.life import BOXES
-from vmimagemanager.cli.several import Job, for_each
+from vmimagemanager.cli.several import Task, for_each
 from vmimagemanager.cli.values import BOX, DURATION
 from vmimagemanager.cli.verb import verb
 
@@ -48,7 +48,7 @@ def lock(invocation: Invocation, boxes: tuple[str, ...], *, length: timedelta, r
     return for_each(
         invocation,
         "lock",
-        [Job(title=name, box=name, deed=lambda box: box.lock(length, reason)) for name in dict.fromkeys(boxes)],
+        [Task(title=name, box=name, deed=lambda box: box.lock(length, reason)) for name in dict.fromkeys(boxes)],
         lines=lambda title, hold, _: [f"{title}: held by {hold}"],
         document=lambda hold: {"hold": report.hold_document(hold)},
     )
@@ -68,7 +68,7 @@ def unlock(invocation: Invocation, boxes: tuple[str, ...], *, force: bool) -> in
     return for_each(
         invocation,
         "unlock",
-        [Job(title=name, box=name, deed=deed) for name in dict.fromkeys(boxes)],
+        [Task(title=name, box=name, deed=deed) for name in dict.fromkeys(boxes)],
         lines=lambda title, was, _: [f"{title}: free, was held by {was[0]}" if was[0] else f"{title}: was not held"],
         document=lambda was: {"hold": None if was[0] is None else report.hold_document(was[0])},
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmimagemanager.cli.invocation import Invocation
-from vmimagemanager.cli.several import Job, for_each
+from vmimagemanager.cli.several import Task, for_each
 from vmimagemanager.cli.values import BOX
 from vmimagemanager.cli.verb import verb
 from vmimagemanager.report import deeds
@@ -33,7 +33,7 @@ def up(invocation: Invocation, boxes: tuple[str, ...]) -> int:
     return for_each(
         invocation,
         "up",
-        [Job(title=name, box=name, deed=lambda box: box.up()) for name in dict.fromkeys(boxes)],
+        [Task(title=name, box=name, deed=lambda box: box.up()) for name in dict.fromkeys(boxes)],
         lines=lambda title, result, taken: deeds.up_lines(title, result, taken, verbose=bool(invocation.verbose)),
         document=deeds.up_document,
     )
@@ -47,7 +47,7 @@ def down(invocation: Invocation, boxes: tuple[str, ...]) -> int:
     return for_each(
         invocation,
         "down",
-        [Job(title=name, box=name, deed=lambda box: box.down()) for name in dict.fromkeys(boxes)],
+        [Task(title=name, box=name, deed=lambda box: box.down()) for name in dict.fromkeys(boxes)],
         lines=deeds.down_lines,
         document=deeds.down_document,
     )
@@ -61,7 +61,7 @@ def kill(invocation: Invocation, boxes: tuple[str, ...]) -> int:
     return for_each(
         invocation,
         "kill",
-        [Job(title=name, box=name, deed=lambda box: box.kill()) for name in dict.fromkeys(boxes)],
+        [Task(title=name, box=name, deed=lambda box: box.kill()) for name in dict.fromkeys(boxes)],
         lines=lambda title, was_up, taken: [
             f"{title}: killed in {deeds.seconds(taken)}" if was_up else f"{title}: was off already"
         ],
@@ -92,7 +92,7 @@ def reset(invocation: Invocation, boxes: tuple[str, ...], *, start: bool, yes: b
     return for_each(
         invocation,
         "reset",
-        [Job(title=name, box=name, deed=deed) for name in names],
+        [Task(title=name, box=name, deed=deed) for name in names],
         lines=lines,
         document=lambda result: {"up": None if result[0] is None else deeds.up_document(result[0])},
     )

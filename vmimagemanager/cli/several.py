@@ -27,17 +27,18 @@ _GLANCE = 0.2  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job(Generic[Value]):
-    """What is to be done to one box; jobs of the same box are done one after the other."""
+class Task(Generic[Value]):
+    """What is to be done to one box; tasks of the same ``row``, by default the box, are done one after the other."""
 
     title: str
     box: str
     deed: Callable[[Box], Value]
+    row: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome(Generic[Value]):
-    """What came of a job: a value or an error, and the seconds that it took, waiting for the box included."""
+    """What came of a task: a value or an error, and the seconds that it took, waiting for the box included."""
 
     title: str
     box: str
@@ -49,16 +50,16 @@ class Outcome(Generic[Value]):
 def for_each(
     invocation: Invocation,
     kind: str,
-    jobs: Iterable[Job[Value]],
+    tasks: Iterable[Task[Value]],
     *,
     lines: Callable[[str, Value, float], Iterable[str]],
     document: Callable[[Value], Mapping[str, Any]],
 ) -> int:
-    """Do all jobs, print what came of them in the order in which they were asked for, and return the exit code.
+    """Do all tasks, print what came of them in the order in which they were asked for, and return the exit code.
 
     The code is that of the errors when they agree on one, else SeveralError's.
     """
-    outcomes = _done(invocation, list(jobs))
+    outcomes = _done(invocation, list(tasks))
     for outcome in outcomes:
         if outcome.value is not None:
             invocation.say(*lines(outcome.title, outcome.value, outcome.seconds))
@@ -80,34 +81,34 @@ def _document(outcome: Outcome[Value], document: Callable[[Value], Mapping[str, 
     return {**shown, "outcome": "done", **document(outcome.value)}
 
 
-def _done(invocation: Invocation, jobs: list[Job[Value]]) -> list[Outcome[Value]]:
-    by_box: dict[str, list[int]] = {}
-    for number, job in enumerate(jobs):
-        by_box.setdefault(job.box, []).append(number)
+def _done(invocation: Invocation, tasks: list[Task[Value]]) -> list[Outcome[Value]]:
+    rows: dict[str, list[int]] = {}
+    for number, task in enumerate(tasks):
+        rows.setdefault(task.row or task.box, []).append(number)
     outcomes: dict[int, Outcome[Value]] = {}
     configuration = invocation.configuration()
 
     def do(numbers: Iterable[int]) -> None:
         with invocation.open(configuration) as manager:
             for number in numbers:
-                outcomes[number] = _outcome(jobs[number], manager.box)
+                outcomes[number] = _outcome(tasks[number], manager.box)
 
-    if len(by_box) == 1:
-        do(range(len(jobs)))
+    if len(rows) == 1:
+        do(range(len(tasks)))
     else:
-        _in_threads([partial(do, numbers) for numbers in by_box.values()])
-    return [outcomes[number] for number in range(len(jobs))]
+        _in_threads([partial(do, numbers) for numbers in rows.values()])
+    return [outcomes[number] for number in range(len(tasks))]
 
 
-def _outcome(job: Job[Value], box: Callable[[str], Box]) -> Outcome[Value]:
+def _outcome(task: Task[Value], box: Callable[[str], Box]) -> Outcome[Value]:
     watch = Stopwatch()
     value, failure = None, None
     try:
-        with box(job.box) as held:
-            value = job.deed(held)
+        with box(task.box) as held:
+            value = task.deed(held)
     except VmimError as error:
         failure = error
-    return Outcome(title=job.title, box=job.box, value=value, error=failure, seconds=watch.total)
+    return Outcome(title=task.title, box=task.box, value=value, error=failure, seconds=watch.total)
 
 
 def _in_threads(works: list[Callable[[], None]]) -> None:

@@ -10,7 +10,7 @@ import click
 from vmimagemanager.cli import screen
 from vmimagemanager.cli.invocation import Invocation
 from vmimagemanager.cli.life import BOXES, YES
-from vmimagemanager.cli.several import Job, for_each
+from vmimagemanager.cli.several import Task, for_each
 from vmimagemanager.cli.values import NEW_SNAPSHOT, SNAPSHOT
 from vmimagemanager.cli.verb import verb
 from vmimagemanager.names import Address
@@ -33,16 +33,16 @@ def snapshot(invocation: Invocation, addresses: tuple[Address, ...], description
     A running box goes on running; SSH sessions to it end. When the engine is not the live one, the reason is printed.
     """
 
-    def job(address: Address) -> Job[Taken]:
+    def task(address: Address) -> Task[Taken]:
         def deed(box: Box) -> Taken:
             return box.snapshot(address.snapshot, description=description)
 
-        return Job(title=str(address), box=address.box, deed=deed)
+        return Task(title=str(address), box=address.box, deed=deed)
 
     return for_each(
         invocation,
         "snapshot",
-        map(job, dict.fromkeys(addresses)),
+        map(task, dict.fromkeys(addresses)),
         lines=lambda title, taken, time: deeds.taken_lines(title, taken, time, verbose=bool(invocation.verbose)),
         document=deeds.taken_document,
     )
@@ -62,16 +62,16 @@ def restore(invocation: Invocation, addresses: tuple[Address, ...], *, disk_only
     if twice:
         raise click.UsageError(f"The box '{twice[0]}' can be restored to one snapshot only.")
 
-    def job(address: Address) -> Job[Restored]:
+    def task(address: Address) -> Task[Restored]:
         def deed(box: Box) -> Restored:
             return box.restore(address.snapshot, disk_only=disk_only)
 
-        return Job(title=str(address), box=address.box, deed=deed)
+        return Task(title=str(address), box=address.box, deed=deed)
 
     return for_each(
         invocation,
         "restore",
-        map(job, dict.fromkeys(addresses)),
+        map(task, dict.fromkeys(addresses)),
         lines=lambda title, done, time: deeds.restored_lines(title, done, time, verbose=bool(invocation.verbose)),
         document=deeds.restored_document,
     )
@@ -107,17 +107,17 @@ def snapshot_remove(invocation: Invocation, addresses: tuple[Address, ...], *, y
     chosen = list(dict.fromkeys(addresses))
     invocation.sure(f"Remove {', '.join(map(str, chosen))}?", yes=yes)
 
-    def job(address: Address) -> Job[str]:
+    def task(address: Address) -> Task[str]:
         def deed(box: Box) -> str:
             box.remove_snapshot(address.snapshot)
             return address.snapshot
 
-        return Job(title=str(address), box=address.box, deed=deed)
+        return Task(title=str(address), box=address.box, deed=deed)
 
     return for_each(
         invocation,
         "snapshot-remove",
-        map(job, chosen),
+        map(task, chosen),
         lines=lambda title, _, taken: [f"{title}: removed in {deeds.seconds(taken)}"],
         document=lambda name: {"snapshot": name},
     )

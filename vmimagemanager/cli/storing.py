@@ -8,7 +8,7 @@ from vmimagemanager.cli import screen
 from vmimagemanager.cli.invocation import Invocation
 from vmimagemanager.cli.life import BOXES, YES
 from vmimagemanager.cli.progress import shown
-from vmimagemanager.cli.several import Job, for_each
+from vmimagemanager.cli.several import Task, for_each
 from vmimagemanager.cli.values import BOX, IMAGE
 from vmimagemanager.cli.verb import verb
 from vmimagemanager.report import deeds
@@ -69,7 +69,7 @@ def update(invocation: Invocation, boxes: tuple[str, ...], *, reset: bool, yes: 
     return for_each(
         invocation,
         "update",
-        [Job(title=name, box=name, deed=lambda box: box.update_image(reset=reset)) for name in names],
+        [Task(title=name, box=name, deed=lambda box: box.update_image(reset=reset)) for name in names],
         lines=lambda title, changed, _: deeds.changed_lines(title, changed),
         document=deeds.changed_document,
     )

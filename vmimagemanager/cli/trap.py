@@ -118,7 +118,7 @@ def trap(
         proof = None
         if question is not None and ended.status == 0:
             with shown(invocation) as progress:
-                proof = prove(held, question, set_trap, cache=manager.proofs, progress=progress)
+                proof = prove(held, question, set_trap, progress=progress)
         told = Told.of(set_trap.verdict, earlier, words, asked.declared)
         found = report.document(told.verdict, inputs=told.inputs, today=told.today, fixed=told.fixed)
         asked.write(told.verdict, box)

@@ -100,7 +100,6 @@ class _Running:
                     job=job,
                     run=self.run,
                     earlier=_earlier(before),
-                    proofs=manager.proofs,
                     accept=accept,
                     rebase=rebase,
                     progress=progress,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 
 from vmimagemanager.box import Box
 from vmimagemanager.deadline import Stopwatch, timeout_factor
@@ -31,7 +30,6 @@ class Place:
     job: Job
     run: Run
     earlier: Mapping[str, History]
-    proofs: Path
     accept: bool
     rebase: bool
     progress: Progress
@@ -99,7 +97,7 @@ class _Doing:
             return self._made(_Ended(failure=str(error)))
         proof = None
         if question is not None and not ended.failure:
-            proof = prove(box, question, set_trap, cache=place.proofs, progress=place.progress)
+            proof = prove(box, question, set_trap, progress=place.progress)
         told = Told.of(set_trap.verdict, place.earlier.get(self.step.name), _words(deed), trap.declared)
         done = replace(self._made(ended), trapped=told.history, told=told, proof=proof)
         if not writes or ended.failure:

@@ -98,17 +98,20 @@ class Question:
         return asked if jobs is None else replace(asked, jobs=jobs)
 
 
-def prove(box: Box, question: Question, trap: Trap, *, cache: Path, progress: Progress = silent) -> Proof:
+def prove(box: Box, question: Question, trap: Trap, *, cache: Path | None = None, progress: Progress = silent) -> Proof:
     """Find out which of the packages that a trap suspects (`Trap.suspects`) the command needs, and tell the trap.
 
     ``box`` was restored to the snapshot when the trap was set.  Its command is run first twice with nothing missing,
-    then with ever fewer packages.  ``cache`` is a folder that keeps what each trial came to.
+    then with ever fewer packages.  ``cache`` is a folder that keeps what each trial came to, by default one that goes
+    with the snapshot.
 
     Raises UsageError when the trap was not traced, or was not set on this snapshot; SnapshotError when the command does
     not end twice alike with nothing missing, or cannot be forked; SpaceError.  No clone is left then.
     """
     proving = _Proving(box, question, trap, progress)
-    proof = proving.prove(Results(cache, proving.identity, question.command, question.artefacts))
+    proof = proving.prove(
+        Results(cache or box.proofs(question.snapshot), proving.identity, question.command, question.artefacts)
+    )
     trap.proven(proof.needed, proof.cleared)
     return proof
 

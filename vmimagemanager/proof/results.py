@@ -1,7 +1,7 @@
 """What earlier trials came to, kept by their content: a proof goes on where the one before it stopped.
 
-One file for each snapshot, command and set of artefacts, below ``cache/proofs`` in the state directory, of which each
-trial is known by the digest of what was hidden in it.  It may be removed at any time: trials are run again then.
+One file for each command and set of artefacts, beside the snapshot, of which each trial is known by the digest of what
+was hidden in it.  It may be removed at any time: trials are run again then.
 """
 
 from __future__ import annotations
