@@ -34,7 +34,7 @@ OWNERS = {
     "zstandard": ("snapshots/parcel.py", "images/chunks.py", "images/unpacking.py", "files/"),
     "httpx": ("images/download.py",),
     "packageurl": ("report/sbom.py",),
-    "junitparser": ("report/trapfiles.py",),
+    "junitparser": ("report/junit.py",),
     "click": ("cli/",),
     "rich": ("cli/", "report/"),
     "pytest": ("pytest_plugin/",),

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -16,6 +17,7 @@ from vmimagemanager.nightly import Job, Outcome, Run, Runs, StepRun, inputs
 from vmimagemanager.nightly.job import Command, Get, Insert, Put, Script, Trace, Trapping
 from vmimagemanager.nightly.output import MOST, Output, output, tail
 from vmimagemanager.report import nightly as report
+from vmimagemanager.report import nightlyfiles
 from vmimagemanager.state import StateDirectory
 from vmimagemanager.trap import Baseline, History
 from vmimagemanager.trap.history import Seen
@@ -280,3 +282,16 @@ def test_a_run_ends_as_its_steps_say(outcomes: tuple[Outcome, ...], whole: Outco
 
 def test_every_outcome_has_a_colour() -> None:
     assert set(report.COLOURS) == set(Outcome)
+
+
+def test_what_a_guest_prints_cannot_break_the_reports(state: StateDirectory, least: Job) -> None:
+    with Runs(state).new(least) as run:
+        log = run.log(1, "one")
+        log.write_bytes(b"\x1b[31mred\x1b[0m \0 ]]> <&> | \xff\n")
+    step = StepRun(name="one", outcome=Outcome.FAILED, message="a\x1b[0m|b\n\0<", log=log)
+    ended = replace(run, outcome=Outcome.FAILED, steps=(step, StepRun(name="two", outcome=Outcome.SKIPPED)))
+    (failure, skipped) = ET.fromstring(nightlyfiles.junit(ended)).findall(".//testcase/*")
+    assert failure.get("message") == r"a\x1b[0m|b" + "\n" + r"\x00<"
+    assert (failure.text or "").endswith("red  ]]> <&> | \ufffd")
+    assert skipped.get("message") == "a step before it failed"
+    assert "| one | failed | 0.00 s | a [0m\\|b  &lt; |" in nightlyfiles.markdown(ended).decode()

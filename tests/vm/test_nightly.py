@@ -22,7 +22,7 @@ from vmimagemanager.config import Channel
 from vmimagemanager.deadline import Deadline
 from vmimagemanager.errors import BoxHeldError, GuestError, VmimError
 from vmimagemanager.nightly import Job, Outcome, Run
-from vmimagemanager.report import nightly as report
+from vmimagemanager.report import nightlyfiles
 from vmimagemanager.trap import Baseline
 
 PROGRAM = [sys.executable, "-c", "import sys; from vmimagemanager.cli import main; sys.exit(main())"]
@@ -310,7 +310,7 @@ def test_what_keeps_a_run_from_being_done_is_kept_and_told(manager: Manager, tmp
     run = nightly.runs_of(manager).get("lost")
     assert [one.address for one in over] == [run.address]
     assert (run.outcome, run.exit_code, run.steps) == (Outcome.ERROR, 120, ())
-    (case,) = ET.fromstring(report.junit(run)).findall(".//testcase")
+    (case,) = ET.fromstring(nightlyfiles.junit(run)).findall(".//testcase")
     assert case.get("name") == "the run itself"
     assert case.find("error") is not None
     nightly.runs_of(manager).remove(run)

@@ -163,11 +163,12 @@ class _Telling:
     def over(self, run: Run) -> None:
         from vmimagemanager.durable import replace_file
         from vmimagemanager.report import nightly as report
+        from vmimagemanager.report import nightlyfiles
 
         self._end_bar()
         self._invocation.say(*report.ending_lines(run))
         self.document = report.document(run)
-        for path, make in ((self._junit, report.junit), (self._markdown, report.markdown)):
+        for path, make in ((self._junit, nightlyfiles.junit), (self._markdown, nightlyfiles.markdown)):
             if path is not None:
                 replace_file(path, make(run))
 

@@ -1,22 +1,19 @@
-"""Nightly runs: each step as it ends, a run, a row of the list; as text, JSON, JUnit XML and Markdown."""
+"""Nightly runs: each step as it ends, a run, a row of the list; as text and as JSON."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vmimagemanager.guest.console import last_lines
 from vmimagemanager.nightly import Outcome, Run, StepRun
 from vmimagemanager.nightly.output import tail
-from vmimagemanager.report import trap, trapfiles
+from vmimagemanager.report import trap
 from vmimagemanager.report.boxes import moment
 from vmimagemanager.report.deeds import seconds
 from vmimagemanager.trap import History
-
-if TYPE_CHECKING:
-    from junitparser import TestCase
 
 HEADER = ("RUN", "STARTED", "BOX", "OUTCOME", "TOOK", "WHAT")
 COLOURS = {
@@ -30,7 +27,6 @@ COLOURS = {
     Outcome.INTERRUPTED: "red",
     Outcome.DIED: "red",
 }
-_NOT_DONE = (Outcome.ERROR, Outcome.INTERRUPTED)
 _LINES = 15
 
 
@@ -107,57 +103,6 @@ def document(run: Run) -> dict[str, Any]:
         "changed": list(run.changed),
         "steps": [_step_document(step) for step in run.steps],
     }
-
-
-def junit(run: Run) -> bytes:
-    """Return JUnit XML: a suite with a case for each step, and one for each trap that was set.
-
-    What kept a run from being done is an error, of a step or of a case of its own.
-    """
-    from junitparser import JUnitXml, TestSuite
-
-    suite = TestSuite(f"nightly {run.job}")
-    document = JUnitXml()
-    for step in run.steps:
-        suite.add_testcase(_case(run, step))
-    if run.outcome in _NOT_DONE and run.outcome not in {step.outcome for step in run.steps}:
-        suite.add_testcase(_case(run, StepRun(name="the run itself", outcome=run.outcome, message=run.message)))
-    document.add_testsuite(suite)
-    for step in run.steps:
-        if step.told is not None:
-            document.add_testsuite(trapfiles.suite(step.told.verdict, name=f"{run.job} {step.name}"))
-    return bytes(document.tostring())  # type: ignore[no-untyped-call]
-
-
-def markdown(run: Run) -> bytes:
-    """Return Markdown for a comment or a job's summary, in at most `trapfiles.MARKDOWN_MOST` characters."""
-    head = [f"## {trapfiles.cell(run.job)}: {run.outcome}", "", "| step | outcome | took | why |", "|---|---|---|---|"]
-    rows = [
-        f"| {trapfiles.cell(step.name)} | {step.outcome} | {seconds(step.seconds)} | {trapfiles.cell(step.message)} |"
-        for step in run.steps
-    ]
-    text = "\n".join([*head, *rows, "", *map(trapfiles.cell, ending_lines(run)[:-1]), ""]).encode()
-    for step in run.steps:
-        if step.told is not None and step.told.verdict.trapped:
-            more = b"\n" + trapfiles.markdown(step.told.verdict, name=step.name)
-            if len((text + more).decode()) <= trapfiles.MARKDOWN_MOST:
-                text += more
-    return text
-
-
-def _case(run: Run, step: StepRun) -> TestCase:
-    from junitparser import Error, Failure, Skipped, TestCase
-
-    case = TestCase(step.name, f"nightly.{run.job}", round(step.seconds, 3))
-    if step.outcome is Outcome.SKIPPED:
-        case.result = [Skipped("a step before it failed")]
-    elif step.outcome in _NOT_DONE:
-        case.result = [Error(step.message or step.outcome.value, step.outcome.value)]
-    elif step.outcome is not Outcome.PASSED:
-        failure = Failure(step.message or step.outcome.value, step.outcome.value)
-        failure.text = "\n".join(line.strip() for line in step_lines(step, run.path))
-        case.result = [failure]
-    return case
 
 
 def _step_document(step: StepRun) -> dict[str, Any]:

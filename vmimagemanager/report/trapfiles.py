@@ -6,18 +6,17 @@ What has no place in a name is a version: whoever compares runs would take an up
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vmimagemanager.report import junit as xml
 from vmimagemanager.report import sbom
+from vmimagemanager.report.junit import Case
 from vmimagemanager.report.trap import explained
 from vmimagemanager.report.trap import line as finding_line
 from vmimagemanager.trap import Finding, Rule, Severity, Verdict
 from vmimagemanager.trap.finding import TITLES
-
-if TYPE_CHECKING:
-    from junitparser import TestSuite
 
 # What GitHub takes as a comment.
 MARKDOWN_MOST = 65_536
@@ -25,41 +24,31 @@ _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: 
 
 
 def junit(verdict: Verdict, *, name: str) -> bytes:
-    """Return JUnit XML of a verdict's `suite`."""
-    from junitparser import JUnitXml
-
-    document = JUnitXml()
-    document.add_testsuite(suite(verdict, name=name))
-    return bytes(document.tostring())  # type: ignore[no-untyped-call]
+    """Return JUnit XML of a verdict's `cases`."""
+    return xml.document({f"trap {name}": cases(verdict)})
 
 
-def suite(verdict: Verdict, *, name: str) -> TestSuite:
-    """Return JUnit's cases of a verdict: one for each rule, which is always there, and one for each finding."""
-    from junitparser import Failure, Skipped, TestCase, TestSuite
-
-    cases = TestSuite(f"trap {name}")
+def cases(verdict: Verdict) -> Iterator[Case]:
+    """Yield JUnit's cases of a verdict: one for each rule, which is always there, and one for each finding."""
     for rule in Rule:
         found = [finding for finding in verdict.findings if finding.rule is rule]
         counting = [finding for finding in found if finding.counts]
-        case = TestCase(TITLES[rule], "trap")
-        if counting:
-            failure = Failure(f"{len(counting)} of {len(found)}", rule.value)
-            failure.text = "\n".join(finding_line(finding).strip() for finding in counting)
-            case.result = [failure]
-        cases.add_testcase(case)
+        yield Case(
+            name=TITLES[rule],
+            group="trap",
+            failed=f"{len(counting)} of {len(found)}" if counting else "",
+            kind=rule.value,
+            text="\n".join(finding_line(finding).strip() for finding in counting),
+        )
         for finding in found:
-            case = TestCase(finding.item, f"trap.{rule}")
-            text = finding_line(finding).strip()
-            if finding.counts:
-                failure = Failure(TITLES[rule], rule.value)
-                failure.text = text
-                case.result = [failure]
-            elif finding.excepted:
-                case.result = [Skipped(finding.excepted)]
-            else:
-                case.system_out = text
-            cases.add_testcase(case)
-    return cases
+            yield Case(
+                name=finding.item,
+                group=f"trap.{rule}",
+                failed=TITLES[rule] if finding.counts else "",
+                skipped=finding.excepted,
+                kind=rule.value,
+                text=finding_line(finding).strip(),
+            )
 
 
 def sarif(verdict: Verdict, *, where: str) -> bytes:
@@ -164,10 +153,9 @@ def _row(finding: Finding) -> str:
 
 
 def cell(text: str) -> str:
-    """Return text for a cell of a table in Markdown."""
-    for mark, instead in (("|", "\\|"), ("<", "&lt;"), ("\n", " ")):
-        text = text.replace(mark, instead)
-    return text
+    """Return text for a cell of a table in Markdown, on one line and without control characters."""
+    plain = "".join(character if character.isprintable() else " " for character in text)
+    return plain.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
