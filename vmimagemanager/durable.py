@@ -142,10 +142,18 @@ def make_folder(path: Path, *, mode: int = 0o755) -> Path:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or a folder with all that is in it; what is not there is no error."""
+    """Remove a file or a folder with all that is in it, read-only folders included; what is not there is no error."""
     with translate_os_errors("remove", path):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except PermissionError:
+                path.chmod(0o700)
+                for folder, names, _ in os.walk(path):
+                    for name in names:
+                        if not Path(folder, name).is_symlink():
+                            Path(folder, name).chmod(0o700)
+                shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 

@@ -153,7 +153,7 @@ def test_the_shared_options_are_described_and_no_others() -> None:
 
 def test_every_exit_code_is_described_and_no_other() -> None:
     described = [int(code) for code in re.findall(r"(?m)^``(\d+)``$", part("EXIT STATUS"))]
-    signals = [errors.INTERRUPTED, run.OUTPUT_CLOSED, run.TERMINATED]
+    signals = [errors.INTERRUPTED, run.HUNG_UP, run.OUTPUT_CLOSED, run.TERMINATED]
     codes = {0, errors.TRAPPED, errors.TRAPPED_AND_FAILED, *signals, *(cls.exit_code for cls in errors.families())}
     assert described == sorted(codes)
 
@@ -194,7 +194,7 @@ def test_the_page_of_jobs_describes_every_key_with_its_default_and_every_outcome
         "always": step.always,
     }
     ended = set(re.findall(r"(?m)^``([a-z ]+)``$", told[6]))
-    assert ended == {outcome.value for outcome in Outcome} - {Outcome.SKIPPED, Outcome.RUNNING}
+    assert ended == {outcome.value for outcome in Outcome} - {Outcome.SKIPPED, Outcome.RUNNING, Outcome.DAMAGED}
 
 
 def test_the_example_of_a_job_is_understood() -> None:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from vmimagemanager.errors import ConfigError, StateError, UsageError
+from vmimagemanager.errors import ConfigError, LeaseError, UsageError
 from vmimagemanager.nightly import Job, Outcome, Run, Runs, StepRun, inputs
 from vmimagemanager.nightly.job import Command, Get, Insert, Put, Script, Trace, Trapping
 from vmimagemanager.nightly.output import MOST, Output, output, tail
@@ -187,7 +187,7 @@ def test_a_run_is_read_as_it_was_written(state: StateDirectory, least: Job) -> N
     runs = Runs(state)
     with runs.new(least) as run:
         assert runs.get("hello").outcome is Outcome.RUNNING
-        with pytest.raises(StateError, match="is not over"):
+        with pytest.raises(LeaseError, match="is not over"):
             runs.remove(run)
         seen = Seen(rule="new", item="dpkg:jq", since="2026-11-28")
         step = StepRun(
@@ -210,7 +210,7 @@ def test_a_run_is_read_as_it_was_written(state: StateDirectory, least: Job) -> N
 def test_a_run_whose_process_was_killed_is_known_to_have_died(state: StateDirectory, least: Job) -> None:
     runs = Runs(state)
     with died(runs, least) as run:
-        assert (run.outcome, run.message) == (Outcome.DIED, "the process that ran it was killed")
+        assert (run.outcome, run.message) == (Outcome.DIED, "its process was killed")
         runs.remove(run)
     with pytest.raises(UsageError, match="There is no run of a job 'hello'"):
         runs.list("hello")
@@ -224,7 +224,7 @@ def test_the_oldest_runs_make_room_but_not_the_last_that_passed(state: StateDire
     assert len(set(made)) == 5
     runs.make_room(least)
     assert [run.name for run in runs.list("hello")] == [made[1], made[4]]
-    left = state.runs / "hello" / ".left"
+    left = state.runs / "hello" / ".removed-left"
     left.mkdir()
     runs.make_room(least)
     assert not left.exists()
@@ -241,13 +241,63 @@ def test_a_run_that_is_not_there_is_told_with_those_that_are(state: StateDirecto
     assert raised.value.hint == f"There are: {name}."
 
 
-def test_a_damaged_record_is_told_with_what_to_remove(state: StateDirectory, least: Job) -> None:
+def test_a_damaged_run_is_told_and_can_be_removed_and_does_not_stop_others(state: StateDirectory, least: Job) -> None:
+    runs = Runs(state)
+    for damage in ("format = 1\n", "", "\0"):
+        run = kept(runs, least, Outcome.PASSED)
+        (run.folder / "run.toml").write_text(damage)
+        whole = kept(runs, least, Outcome.FAILED)
+        damaged, other = runs.list("hello")
+        assert (damaged.name, damaged.outcome, other.name) == (run.name, Outcome.DAMAGED, whole.name)
+        assert "run.toml" in damaged.message
+        assert report.row(damaged)[3] == "damaged"
+        runs.remove(damaged)
+        runs.remove(other)
+
+
+def test_a_run_with_folders_that_its_guest_made_read_only_can_be_removed(state: StateDirectory, least: Job) -> None:
     runs = Runs(state)
     run = kept(runs, least, Outcome.PASSED)
-    (run.folder / "run.toml").write_text("format = 1\n")
-    with pytest.raises(StateError, match=r"run.toml' is damaged") as raised:
-        runs.list()
-    assert raised.value.hint == f"Remove its folder: '{run.folder}'."
+    folder = run.artefacts_of("one") / "module"
+    folder.mkdir()
+    (folder / "file").touch()
+    (folder / "link").symlink_to(state.path)
+    folder.chmod(0o555)
+    run.artefacts.chmod(0o555)
+    runs.remove(run)
+    assert not state.runs.joinpath("hello").exists()
+    assert state.path.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_evidence_of_the_last_run_that_did_not_pass_stays(state: StateDirectory, least: Job) -> None:
+    runs = Runs(state)
+    with runs.new(least) as run:
+        replace(run, outcome=Outcome.FAILED, steps=(StepRun(name="one", outcome=Outcome.FAILED),)).write()
+    refused = [kept(runs, least, Outcome.ERROR).name for _ in range(3)]
+    runs.make_room(least)
+    assert [one.name for one in runs.list("hello")] == [run.name, refused[-1]]
+
+
+def test_what_was_being_made_when_its_process_was_killed_is_swept_a_minute_later(
+    state: StateDirectory, least: Job
+) -> None:
+    runs = Runs(state)
+    run = kept(runs, least, Outcome.PASSED)
+    staged = run.folder.with_name(".new-abcd")
+    staged.mkdir()
+    runs.make_room(least)
+    assert staged.exists()
+    os.utime(staged, (0, 0))
+    runs.make_room(least)
+    assert not staged.exists()
+
+
+def test_the_step_that_was_done_when_its_process_was_killed_is_known(state: StateDirectory, least: Job) -> None:
+    runs = Runs(state)
+    with runs.new(least) as run:
+        replace(run, steps=(StepRun(name="one", outcome=Outcome.RUNNING),)).write()
+        assert runs.get("hello").steps[0].outcome is Outcome.RUNNING
+    assert [step.outcome for step in runs.get("hello").steps] == [Outcome.DIED]
 
 
 def test_the_output_of_a_step_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +312,7 @@ def test_the_output_of_a_step_has_an_end(tmp_path: Path, monkeypatch: pytest.Mon
     assert log.read_text() == f"abcdabcdab\n[what came after {MOST.human()} was left out]\n"
     assert isinstance(printed, Output)
     assert tail(log).endswith(b"left out]\n")
-    assert log.stat().st_mode & 0o777 == 0o600
+    assert log.stat().st_mode & 0o007 == 0
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from vmimagemanager import Box, Manager, nightly
 from vmimagemanager.boxes.fork import clones_of
 from vmimagemanager.config import Channel
 from vmimagemanager.deadline import Deadline
-from vmimagemanager.errors import BoxHeldError, GuestError, VmimError
+from vmimagemanager.errors import BoxHeldError, GuestError, SnapshotError, TransferError, VmimError
 from vmimagemanager.nightly import Job, Outcome, Run
 from vmimagemanager.report import nightlyfiles
 from vmimagemanager.trap import Baseline
@@ -52,6 +52,11 @@ def write(resting: Box, tmp_path: Path) -> Write:
         return Job.read(path)
 
     return make
+
+
+def run_of(output: str) -> str:
+    """Return the name of the run that has just ended, by what was printed."""
+    return output.rpartition("runs/hello/")[2].strip()
 
 
 def outcomes(run: Run) -> list[str]:
@@ -158,11 +163,37 @@ def test_a_command_that_hangs_has_failed_and_a_guest_that_dies_is_an_error(
     with pytest.raises(GuestError):
         nightly.run(manager, dying)
     kept = nightly.runs_of(manager).get("hello")
-    assert (kept.outcome, outcomes(kept), kept.exit_code) == (Outcome.ERROR, ["error"], GuestError.exit_code)
+    assert (kept.outcome, outcomes(kept)) == (Outcome.ERROR, ["error", "skipped"])
+    assert kept.exit_code == GuestError.exit_code
     assert kept.steps[0].log is not None
     assert kept.steps[0].log.read_text() == "last words\n"
     assert kept.message
     assert not runs_now(manager, resting)
+
+
+def test_what_is_done_always_is_done_after_an_error_too_and_the_rest_is_skipped(
+    resting: Box, manager: Manager, write: Write, tmp_path: Path
+) -> None:
+    (tmp_path / "one").touch()
+    job = write(
+        "command = ['mkfifo', '/root/fifo']",
+        "put = 'one'\nto = '/no/such/folder/one'",
+        "command = ['true']",
+        "get = '/root/fifo'\nalways = true",
+        "get = '/etc/hostname'\nalways = true",
+    )
+    over: list[Run] = []
+    with pytest.raises(TransferError, match="no/such"):
+        nightly.run(manager, job, over=over.append)
+    (run,) = over
+    assert outcomes(run) == ["passed", "error", "skipped", "failed", "passed"]
+    assert (run.outcome, run.exit_code) == (Outcome.ERROR, TransferError.exit_code)
+    assert (run.artefacts / "step-5" / "hostname").exists()
+    assert not runs_now(manager, resting)
+    lost = write("command = ['true']", snapshot="snapshot = 'nothing'", more="hold = '1h'")
+    with pytest.raises(SnapshotError):
+        nightly.run(manager, lost)
+    assert resting.show().held_by is None
 
 
 def test_a_run_that_did_not_pass_leaves_its_box_held_and_no_run_takes_it(
@@ -227,6 +258,11 @@ def test_the_command_line_runs_lists_shows_and_removes(
     assert f"try: vmimagemanager nightly run {job.path} --accept" in said
     Baseline().write(tmp_path / "deps.toml")
     files = {name: tmp_path / name for name in ("junit", "markdown", "result")}
+    for path in files.values():
+        path.write_text("of an earlier run")
+    assert vmim("nightly", "run", "nothing.toml", "--junit", str(files["junit"]))[0] == 2
+    assert not files["junit"].exists()
+    assert vmim("nightly", "run", str(job.path), "--junit", "/nothing/junit")[0] == 2
     status, out, said = vmim(
         "nightly", "run", str(job.path), *(word for name, path in files.items() for word in (f"--{name}", str(path)))
     )
@@ -243,6 +279,22 @@ def test_the_command_line_runs_lists_shows_and_removes(
     told = json.loads(files["result"].read_text())
     assert (told["outcome"], told["exit_code"], told["run"]["outcome"]) == ("ended", 101, "trapped and failed")
     assert told["run"]["steps"][0]["trap"]["trapped"] is True
+
+    clean = write("command = ['touch', '/etc/left']\ntrap = { expect-clean = true }")
+    status, out, _ = vmim("nightly", "run", str(clean.path))
+    assert (status, "To accept" in out) == (100, False)
+    assert vmim("nightly", "remove", f"hello/{run_of(out)}")[0] == 0
+    lost = write("command = ['true']", snapshot="snapshot = 'nothing'")
+    status, out, _ = vmim("--json", "nightly", "run", str(lost.path), "--result", str(files["result"]))
+    document = json.loads(out)
+    assert (status, document["kind"], document["family"], document["run"]["outcome"]) == (
+        113,
+        "error",
+        "snapshot",
+        "error",
+    )
+    assert json.loads(files["result"].read_text())["run"] == document["run"]
+    assert vmim("nightly", "remove", f"hello/{document['run']['run']}")[0] == 0
 
     status, out, _ = vmim("--json", "nightly", "list", "hello")
     (listed,) = json.loads(out)["runs"]
@@ -271,7 +323,7 @@ def test_an_interrupted_run_says_so_and_powers_its_box_off(
         found = runs.list()
         return bool(found) and found[-1].log(1, "step-1").exists() and bool(found[-1].log(1, "step-1").read_bytes())
 
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
         with subprocess.Popen([*PROGRAM, "nightly", "run", str(job.path)], env=environment) as running:
             Deadline(LIMIT).wait_for("the step to begin", begun)
             running.send_signal(number)

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from vmimagemanager import snapshots
 from vmimagemanager.boxes import borrowing, define, life, quiet, spares
+from vmimagemanager.boxes.record import BoxRecord
 from vmimagemanager.boxes.site import Site
 from vmimagemanager.durable import occupied, remove_tree
 from vmimagemanager.errors import ForeignDomainError, ImageError, LeaseError, StateError
+from vmimagemanager.hypervisor.domain import Domain
 from vmimagemanager.images import pull
 from vmimagemanager.leases import Leases
 from vmimagemanager.names import is_name
@@ -119,10 +121,15 @@ class Caretaker:
             if not self.look_only:
                 quiet.thaw_what_was_left(self.site, record)
             yield Leftover(what=f"the guest of '{name}', whose file systems were left frozen", size=Size(0))
-        if folder.borrowed.exists() and Leases(self.site.state).hold(name) is None:
-            if not self.look_only:
-                borrowing.give_back(self.site, record)
-            yield Leftover(what=f"the guest of '{name}', which was off before a run that is over", size=Size(0))
+        yield from self._left_running(record, domain)
+
+    def _left_running(self, record: BoxRecord, domain: Domain | None) -> Iterator[Leftover]:
+        if not self.site.state.box(record.name).borrowed.exists() or Leases(self.site.state).hold(record.name):
+            return
+        if not self.look_only:
+            borrowing.give_back(self.site, record)
+        if domain is not None:
+            yield Leftover(what=f"the guest of '{record.name}', which was off before a run that is over", size=Size(0))
 
     def _domain_without_box(self, name: str) -> Iterator[Leftover]:
         with suppress(ForeignDomainError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Invocation:
-    """The options that hold for every verb; they may stand before the verb and after it."""
+    """The options that hold for every verb; they may stand before the verb and after it.
+
+    ``about`` is what a verb has to say in JSON beside an error.
+    """
 
     config: str | None = None
     uri: str | None = None
@@ -31,6 +34,7 @@ class Invocation:
     quiet: bool = False
     debug: bool = False
     json: bool = False
+    about: dict[str, Any] = field(default_factory=dict)
 
     def configuration(self) -> Configuration:
         """Read the configuration."""

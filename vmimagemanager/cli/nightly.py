@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from vmimagemanager.cli.progress import shown
 from vmimagemanager.cli.values import JOB, RUN
 from vmimagemanager.cli.verb import VerbGroup, verb_of
 from vmimagemanager.cli.verdicts import RESULT, recorded
+from vmimagemanager.errors import UsageError
 
 if TYPE_CHECKING:
     from vmimagemanager.nightly import Job, Run, Runs, StepRun
@@ -57,22 +59,36 @@ def run(
     """
     from vmimagemanager import nightly as room
 
+    for path in (junit, markdown, result):
+        _make_way(path)
     with recorded(result, "nightly", file=str(file)) as written, invocation.open() as manager:
         job = room.Job.read(file)
         with _Telling(invocation, job, junit=junit, markdown=markdown) as telling:
-            ended = room.run(
-                manager,
-                job,
-                accept=accept,
-                rebase=rebase,
-                progress=telling.progress,
-                ended=telling.step,
-                over=telling.over,
-            )
-        written.values = {"outcome": "ended", "exit_code": ended.exit_code, "run": telling.document}
+            try:
+                ended = room.run(
+                    manager,
+                    job,
+                    accept=accept,
+                    rebase=rebase,
+                    progress=telling.progress,
+                    ended=telling.step,
+                    over=telling.over,
+                )
+            finally:
+                written.more = {"run": telling.document}
+        written.values = {"outcome": "ended", "exit_code": ended.exit_code}
     if invocation.json:
-        screen.emit("nightly", telling.document)
+        screen.emit("nightly", telling.document or {})
     return ended.exit_code or 0
+
+
+def _make_way(path: Path | None) -> None:
+    """Remove what an earlier run has written, or it would be taken for that of one that is killed."""
+    if path is None:
+        return
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"'{path}' cannot be written: its folder is not writable, or not there.")
+    path.unlink(missing_ok=True)
 
 
 @verb_of(nightly, "list", documents=True)
@@ -144,7 +160,7 @@ class _Telling:
         self._junit, self._markdown = junit, markdown
         self._bars = ExitStack()
         self._bar: Progress | None = None
-        self.document: dict[str, Any] = {}
+        self.document: dict[str, Any] | None = None
 
     def progress(self, phase: str, fraction: float | None) -> None:
         if self._bar is None:
@@ -162,12 +178,14 @@ class _Telling:
 
     def over(self, run: Run) -> None:
         from vmimagemanager.durable import replace_file
+        from vmimagemanager.nightly import Outcome
         from vmimagemanager.report import nightly as report
         from vmimagemanager.report import nightlyfiles
 
         self._end_bar()
-        self._invocation.say(*report.ending_lines(run))
+        self._invocation.say(*report.ending_lines(run, why=run.outcome is not Outcome.ERROR))
         self.document = report.document(run)
+        self._invocation.about["run"] = self.document
         for path, make in ((self._junit, nightlyfiles.junit), (self._markdown, nightlyfiles.markdown)):
             if path is not None:
                 replace_file(path, make(run))

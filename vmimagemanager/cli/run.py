@@ -18,13 +18,18 @@ from vmimagemanager.cli.invocation import Invocation
 from vmimagemanager.cli.program import PROGRAM
 from vmimagemanager.errors import INTERRUPTED, CommandFailedError, SpaceError, VmimError
 
+HUNG_UP = 128 + signal.SIGHUP
 TERMINATED = 128 + signal.SIGTERM
 OUTPUT_CLOSED = 128 + signal.SIGPIPE
 INTERNAL = VmimError.exit_code
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM came: everything is cleaned up as after ^C."""
+    """SIGTERM came, or SIGHUP, as the terminal went away: everything is cleaned up as after ^C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +77,7 @@ def _invoke(name: str, words: list[str], invocation: Invocation) -> int:
         if invocation.debug:
             _print_trace()
         if invocation.json:
-            screen.emit("error", failures.document(error))
+            screen.emit("error", {**failures.document(error), **invocation.about})
         failures.tell(error)
         return error.status if isinstance(error, CommandFailedError) else error.exit_code
 
@@ -89,7 +94,7 @@ def _ending(error: BaseException, invocation: Invocation) -> int:
         return SpaceError.exit_code
     if isinstance(error, TerminatedError):
         failures.tell_interrupted()
-        return TERMINATED
+        return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         if sys.stderr.isatty():
             screen.note("")  # the terminal has printed ^C
@@ -125,10 +130,15 @@ def _print_trace() -> None:
 @contextmanager
 def _termination_raises() -> Iterator[None]:
     def terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what signal(2) asks for
-        raise TerminatedError
+        raise TerminatedError(number)
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    previous = {
+        number: signal.signal(number, terminate)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup(1)
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -26,10 +26,11 @@ RESULT = click.option(
 
 
 class Verdict:
-    """What will be written."""
+    """What will be written: how it ended, and ``more`` that is known however it ends."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
+        self.more: dict[str, Any] = {}
 
     def ended(self, result: Result, **more: Any) -> None:  # noqa: ANN401 - JSON
         """Keep that the command ended by itself."""
@@ -53,7 +54,7 @@ def recorded(path: Path | None, kind: str, **about: object) -> Iterator[Verdict]
         raise
     finally:
         if path is not None and verdict.values:
-            _write(path, {"format": 1, "kind": kind, **about, **verdict.values})
+            _write(path, {"format": 1, "kind": kind, **about, **verdict.values, **verdict.more})
 
 
 def result_document(result: Result, *, output: bool) -> dict[str, Any]:

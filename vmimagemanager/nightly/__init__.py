@@ -15,7 +15,7 @@ Nothing of a run is left running that did not run before, however it ends.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -69,16 +69,17 @@ def run(
     runs.make_room(job)
     with runs.new(job) as begun:
         running = _Running(manager, job, begun, ended)
+        before = [one for one in runs.list(job.name) if one.name != begun.name]
         try:
-            running.to_the_end(runs, accept=accept, rebase=rebase, progress=progress)
+            running.to_the_end(before, accept=accept, rebase=rebase, progress=progress)
         except BaseException as error:
             running.broke(error)
             try:
-                running.tell(over)
+                running.tell(before, over)
             except VmimError as another:
                 _log.warning("how the run '%s' ended is not kept: %s", begun.address, another)
             raise
-        running.tell(over)
+        running.tell(before, over)
     return running.run
 
 
@@ -88,9 +89,8 @@ class _Running:
         self._watch = Stopwatch()
         self.run = begun
 
-    def to_the_end(self, runs: Runs, *, accept: bool, rebase: bool, progress: Progress) -> None:
+    def to_the_end(self, before: Sequence[Run], *, accept: bool, rebase: bool, progress: Progress) -> None:
         job, manager = self._job, self._manager
-        before = [one for one in runs.list(job.name) if one.outcome not in {Outcome.RUNNING, Outcome.DIED}]
         with manager.lease(job.box) as box:
             _require_not_held(box)
             self._note(inputs=inputs.gather(manager, box, job))
@@ -113,10 +113,12 @@ class _Running:
                     raise
                 finally:
                     self._keep_what_explains(box)
-        self._compare(before)
 
-    def tell(self, over: Callable[[Run], object] | None) -> None:
-        """Write the record, and tell whoever wants to know."""
+    def tell(self, before: Sequence[Run], over: Callable[[Run], object] | None) -> None:
+        """Compare the run with the last one that passed, write its record, and tell whoever wants to know."""
+        passed = [one for one in before if one.outcome is Outcome.PASSED][-1:]
+        if passed and self.run.inputs:
+            self._note(compared=passed[0].name, changed=inputs.changed(passed[0].inputs, self.run.inputs))
         self.run.write()
         if over is not None:
             over(self.run)
@@ -125,47 +127,55 @@ class _Running:
         """Keep that it did not come to its end."""
         if self.run.outcome is not Outcome.RUNNING:
             return
-        if isinstance(error, VmimError):
-            self._note(outcome=Outcome.ERROR, message=error.message, exit_code=error.exit_code)
-        elif isinstance(error, KeyboardInterrupt):
-            self._note(outcome=Outcome.INTERRUPTED, exit_code=Outcome.INTERRUPTED.exit_code)
-        else:
-            self._note(outcome=Outcome.ERROR, message=repr(error), exit_code=VmimError.exit_code)
+        outcome, message = _ending(error)
+        code = error.exit_code if isinstance(error, VmimError) else outcome.exit_code
+        self._note(outcome=outcome, message=message, exit_code=code)
 
     def _steps(self, place: Place) -> None:
-        failed = False
+        """Do the steps; when the testbed fails in one, and the guest is well, those that are done always, too."""
+        stopped, error = False, None
         for number, step in enumerate(self._job.steps, 1):
-            if failed and not step.always:
-                done = StepRun(name=step.name, outcome=Outcome.SKIPPED)
+            if stopped and not (step.always and (error is None or place.guest_is_well())):
+                self._tell(StepRun(name=step.name, outcome=Outcome.SKIPPED))
+                continue
+            place.progress(f"{number}/{len(self._job.steps)} {step.name}", (number - 1) / len(self._job.steps))
+            self._begin(place, number, step)
+            watch = Stopwatch()
+            try:
+                done = place.do(number, step)
+            except BaseException as failure:
+                outcome, message = _ending(failure)
+                done = StepRun(name=step.name, outcome=outcome, seconds=watch.total, message=message)
+                self._tell(replace(done, log=place.log(number, step)))
+                if not isinstance(failure, VmimError):
+                    raise
+                error = error or failure
             else:
-                place.progress(f"{number}/{len(self._job.steps)} {step.name}", (number - 1) / len(self._job.steps))
-                done = self._done(place, number, step)
-            failed = failed or done.outcome in {Outcome.FAILED, Outcome.TRAPPED_AND_FAILED}
-            self._tell(done)
-            if done.told is not None:
-                self._note(inputs={**self.run.inputs, **inputs.archives(done.told.verdict.after.archive)})
-            self.run.write()
+                self._learn(done, step)
+                self._tell(done)
+            stopped = stopped or done.outcome not in {Outcome.PASSED, Outcome.TRAPPED}
+        if error is not None:
+            raise error
         outcome = Outcome.of_all([step.outcome for step in self.run.steps])
         self._note(outcome=outcome, exit_code=outcome.exit_code)
 
-    def _done(self, place: Place, number: int, step: Step) -> StepRun:
-        watch = Stopwatch()
-        try:
-            return place.do(number, step)
-        except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
-            told = StepRun(
-                name=step.name,
-                outcome=Outcome.INTERRUPTED if interrupted else Outcome.ERROR,
-                seconds=watch.total,
-                message="" if interrupted else str(error),
-                log=place.run.log(number, step.name),
-            )
-            self._tell(told)
-            raise
+    def _begin(self, place: Place, number: int, step: Step) -> None:
+        """Keep which step is done now: whoever kills this process can be told."""
+        running = StepRun(name=step.name, outcome=Outcome.RUNNING, log=place.run.log(number, step.name))
+        replace(self.run, steps=(*self.run.steps, running), seconds=self._watch.total).write()
+
+    def _learn(self, done: StepRun, step: Step) -> None:
+        """Keep what a trap says of the archives, and the baseline that it wrote, as inputs."""
+        if done.told is None:
+            return
+        found = inputs.archives(done.told.verdict.after.archive)
+        if done.accepted is not None and step.trap is not None and step.trap.baseline is not None:
+            found |= inputs.of(step.trap.baseline, self._job)
+        self._note(inputs={**self.run.inputs, **found})
 
     def _tell(self, step: StepRun) -> None:
         self._note(steps=(*self.run.steps, step))
+        self.run.write()
         if self._ended is not None:
             self._ended(step)
 
@@ -174,21 +184,25 @@ class _Running:
         if self.run.outcome is Outcome.PASSED:
             return
         with suppress(VmimError):
-            replace_file(self.run.console_log, box.console_log(), mode=0o600)
-        if self._job.hold is None or self.run.outcome is Outcome.INTERRUPTED:
+            replace_file(self.run.console_log, box.console_log(), mode=0o640)
+        if self._job.hold is None or self.run.outcome is Outcome.INTERRUPTED or not self.run.steps:
             return
         try:
             box.lock(self._job.hold, f"nightly run {self.run.address}: {self.run.outcome}")
         except VmimError as error:
             _log.warning("the box '%s' is not held: %s", box.name, error)
 
-    def _compare(self, before: list[Run]) -> None:
-        passed = [one for one in before if one.outcome is Outcome.PASSED]
-        if passed:
-            self._note(compared=passed[-1].name, changed=inputs.changed(passed[-1].inputs, self.run.inputs))
-
     def _note(self, **values: object) -> None:
         self.run = replace(self.run, seconds=self._watch.total, **values)  # type: ignore[arg-type]  # Run's own fields
+
+
+def _ending(error: BaseException) -> tuple[Outcome, str]:
+    """Return what an error makes of a run or a step, and what is to be said of it."""
+    if isinstance(error, BrokenPipeError):
+        return Outcome.INTERRUPTED, "whoever read its output went away"
+    if isinstance(error, Exception):
+        return Outcome.ERROR, str(error) or repr(error)
+    return Outcome.INTERRUPTED, ""
 
 
 def _require_not_held(box: Box) -> None:
@@ -209,6 +223,6 @@ def _put_back(box: Box, job: Job) -> None:
         box.up()
 
 
-def _earlier(before: list[Run]) -> dict[str, History]:
+def _earlier(before: Sequence[Run]) -> dict[str, History]:
     """Return what each step's trap found the last time."""
     return {step.name: step.trapped for one in before for step in one.steps if step.trapped is not None}

@@ -18,27 +18,38 @@ _ARCHIVE = "archive "
 
 
 def require(job: Job, *, accept: bool) -> None:
-    """Raise ConfigError unless all files that a job names are there, and those of its traps are understood.
+    """Raise ConfigError unless all files that a job names can be read, and those of its traps are understood.
 
-    A baseline may be missing when it is about to be written.
+    A baseline may be missing when it is about to be written, and can be.
     """
     for step in job.steps:
         for path in _files(step):
-            if not path.exists():
-                where = f"The step '{step.name}' of '{printable(job.path)}'"
-                raise ConfigError(f"{where} needs '{printable(path)}', which does not exist.")
-        if step.trap is None:
+            _require_readable(path, step, job)
+        trap = step.trap
+        if trap is None:
             continue
-        if step.trap.policy is not None:
-            Policy.read(step.trap.policy)
-        baseline = step.trap.baseline
-        if baseline is not None and not baseline.exists() and not accept:
-            raise ConfigError(
-                f"The baseline '{printable(baseline)}' of the step '{step.name}' does not exist.",
-                hint=f"vmimagemanager nightly run {printable(job.path)} --accept",
-            )
-        if baseline is not None and baseline.exists():
-            Baseline.read(baseline)
+        if trap.policy is not None:
+            Policy.read(trap.policy)
+        if trap.baseline is None:
+            continue
+        where = f"The baseline '{printable(trap.baseline)}' of the step '{step.name}'"
+        if not accept and not trap.baseline.exists():
+            again = f"vmimagemanager nightly run {printable(job.path)} --accept"
+            raise ConfigError(f"{where} does not exist.", hint=again)
+        if accept and not os.access(trap.baseline.parent, os.W_OK):
+            raise ConfigError(f"{where} cannot be written: its folder is not writable, or not there.")
+        if trap.baseline.exists():
+            Baseline.read(trap.baseline)
+
+
+def _require_readable(path: Path, step: Step, job: Job) -> None:
+    where = f"The step '{step.name}' of '{printable(job.path)}' needs '{printable(path)}'"
+    if not path.exists():
+        raise ConfigError(f"{where}, which does not exist.")
+    if not (path.is_file() or (path.is_dir() and isinstance(step.deed, Put | Insert))):
+        raise ConfigError(f"{where}, which is not a file.")
+    if not os.access(path, os.R_OK):
+        raise ConfigError(f"{where}, which you may not read.")
 
 
 def gather(manager: Manager, box: Box, job: Job) -> dict[str, str]:
@@ -48,14 +59,20 @@ def gather(manager: Manager, box: Box, job: Job) -> dict[str, str]:
         if one.name == job.snapshot:
             found["snapshot"] = f"{one.name} {one.manifest.created.isoformat()}"
     for step in job.steps:
-        found |= {_shown(path, job): _digest(path) for path in _files(step)}
+        for path in _files(step):
+            found |= of(path, job)
         if isinstance(step.deed, Insert):
             for source in step.deed.sources:
                 if "/" not in source:
                     found[f"insert {source}"] = manager.inserts.get(source).created.isoformat()
         if step.trap is not None and step.trap.baseline is not None and step.trap.baseline.exists():
-            found[_shown(step.trap.baseline, job)] = _digest(step.trap.baseline)
+            found |= of(step.trap.baseline, job)
     return found
+
+
+def of(path: Path, job: Job) -> dict[str, str]:
+    """Return a file, or a folder with all that is in it, as an input."""
+    return {_shown(path, job): _digest(path)}
 
 
 def archives(dates: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,8 @@ from vmimagemanager.errors import INTERRUPTED, TRAPPED, TRAPPED_AND_FAILED, Comm
 class Outcome(StrEnum):
     """How a step or a run ended, or that it has not.
 
-    An ``error`` is none of the thing under test: the testbed failed, or the job itself is wrong.
+    An ``error`` is none of the thing under test: the testbed failed, or the job itself is wrong.  A ``damaged`` run's
+    record cannot be read.
     """
 
     PASSED = "passed"
@@ -23,6 +24,7 @@ class Outcome(StrEnum):
     SKIPPED = "skipped"
     RUNNING = "running"
     DIED = "died"
+    DAMAGED = "damaged"
 
     @property
     def exit_code(self) -> int:

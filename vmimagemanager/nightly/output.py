@@ -40,7 +40,7 @@ class Output:
 def output(path: Path) -> Iterator[Output]:
     """Yield the output of a step, for the new file ``path``, which is not there when nothing was printed."""
     with translate_os_errors("write", path):
-        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o640)
     try:
         yield Output(path, descriptor)
     finally:

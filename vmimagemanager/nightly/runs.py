@@ -12,16 +12,20 @@ without its lock knows that it died.
 
 from __future__ import annotations
 
+import itertools
+import stat
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vmimagemanager import records
-from vmimagemanager.durable import make_folder, remove_tree, translate_os_errors
-from vmimagemanager.errors import StateError, UsageError
+from vmimagemanager.durable import make_folder, publish, remove_tree, translate_os_errors
+from vmimagemanager.errors import LeaseError, StateError, UsageError
 from vmimagemanager.leases import owner
 from vmimagemanager.locks import FileLock
 from vmimagemanager.names import is_name, quoted
@@ -84,15 +88,23 @@ class Run:
         return f"{self.job}/{self.name}"
 
     @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
     def artefacts(self) -> Path:
         return self.folder / "artefacts"
+
+    def artefacts_of(self, step: str) -> Path:
+        """Make the folder of a step's artefacts, and return it."""
+        return make_folder(self.artefacts / step, mode=stat.S_IMODE(self.artefacts.stat().st_mode))
 
     @property
     def console_log(self) -> Path:
         return self.folder / "console.log"
 
     def log(self, step: int, name: str) -> Path:
-        return self.folder / "logs" / f"{step}-{name}.log"
+        return self.logs / f"{step}-{name}.log"
 
     def write(self) -> None:
         """Write its record; raise SpaceError or StateError."""
@@ -124,26 +136,36 @@ class Runs:
     @contextmanager
     def new(self, job: Job) -> Iterator[Run]:
         """Yield a new run, whose lock is taken as long as the block runs; raise StateError, SpaceError."""
-        started = datetime.now(UTC).replace(microsecond=0)
-        folder = self._new_folder(self._state.private_folder("runs", job.name), started)
-        for part in ("logs", "artefacts"):
-            make_folder(folder / part, mode=0o700)
+        parent = self._state.private_folder("runs", job.name)
         run = Run(
             job=job.name,
-            name=folder.name,
-            folder=folder,
+            name="",
+            folder=Path(),
             path=job.path,
             box=job.box,
             snapshot=job.snapshot or "",
-            started=started,
+            started=datetime.now(UTC).replace(microsecond=0),
             owner=owner(),
         )
-        with FileLock(folder / _LOCK) as lock:
-            run.write()
-            try:
-                yield run
-            finally:
-                lock.remove()
+        with translate_os_errors("make a folder in", parent):
+            staged = Path(tempfile.mkdtemp(dir=parent, prefix=_NEW))
+        try:
+            mode = stat.S_IMODE(parent.stat().st_mode)
+            staged.chmod(mode)
+            for part in (run.logs, run.artefacts):
+                make_folder(staged / part, mode=mode)
+            replace(run, folder=staged).write()
+            lock = FileLock(staged / _LOCK)
+            lock.try_acquire()
+            folder = _published(staged, parent, run.started)
+        except BaseException:
+            remove_tree(staged)
+            raise
+        lock.path = folder / _LOCK
+        try:
+            yield replace(run, name=folder.name, folder=folder)
+        finally:
+            lock.remove()
 
     def list(self, job: str | None = None) -> tuple[Run, ...]:
         """Return the runs of a job, or of all jobs, the oldest first; raise UsageError when there are none of it."""
@@ -156,7 +178,7 @@ class Runs:
                 hint=f"There are runs of: {known}." if known else "vmimagemanager nightly run FILE",
             )
         found = [self._read(folder / one / name) for one in jobs for name in _names(folder / one)]
-        return tuple(sorted((run for run in found if run), key=lambda run: (run.started, run.address)))
+        return tuple(sorted(found, key=lambda run: (run.started, run.address)))
 
     def get(self, job: str, name: str | None = None) -> Run:
         """Return a run of a job, by default the last one; raise UsageError when there is none of that name."""
@@ -168,56 +190,100 @@ class Runs:
         raise UsageError(f"There is no run {quoted(name or '')} of '{job}'.", hint=f"There are: {known}.")
 
     def remove(self, run: Run) -> None:
-        """Remove a run with its logs and artefacts; raise StateError for one that is not over."""
+        """Remove a run with its logs and artefacts; raise LeaseError for one that is not over."""
         if run.outcome is Outcome.RUNNING:
-            raise StateError(f"The run '{run.address}' is not over: {FileLock(run.folder / _LOCK).holder()}.")
-        hidden = run.folder.with_name(f".{run.name}")  # all at once, for whoever looks meanwhile
+            holder = FileLock(run.folder / _LOCK).holder()
+            raise LeaseError(
+                f"The run '{run.address}' is not over: {holder}.",
+                hint=f"End it first: kill {holder.pid if holder else ''}",
+            )
+        hidden = run.folder.with_name(f"{_REMOVED}{run.name}")  # all at once, for whoever looks meanwhile
         with translate_os_errors("remove", run.folder):
             run.folder.rename(hidden)
-        remove_tree(hidden)
-        with translate_os_errors("remove", run.folder.parent):
-            if not any(run.folder.parent.iterdir()):
-                run.folder.parent.rmdir()
+        self.sweep(run.job)
+
+    def sweep(self, job: str) -> None:
+        """Remove what removals have left of a job that were interrupted, and its folder when there is nothing in it."""
+        folder = self._state.runs / job
+        for left in (*folder.glob(f"{_REMOVED}*"), *filter(_is_abandoned, folder.glob(f"{_NEW}*"))):
+            remove_tree(left)
+        with suppress(OSError):  # there is something in it, or no folder
+            folder.rmdir()
 
     def make_room(self, job: Job) -> None:
-        """Remove the oldest runs of a job, so that a new one is the last that it keeps; not the last that passed."""
-        for left in (self._state.runs / job.name).glob(".*"):  # of a removal that was interrupted
-            remove_tree(left)
+        """Remove the oldest runs of a job, so that a new one is the last that it keeps.
+
+        The last that passed stays, and the last that did not, though it was begun.
+        """
+        self.sweep(job.name)
         if not (self._state.runs / job.name).is_dir():
             return
         ended = [run for run in self.list(job.name) if run.outcome is not Outcome.RUNNING]
-        passed = [run.name for run in ended if run.outcome is Outcome.PASSED][-1:]
+        passed = [run.name for run in ended if run.outcome is Outcome.PASSED]
+        others = [run.name for run in ended if run.outcome is not Outcome.PASSED and run.steps]
         for run in ended[: max(0, len(ended) - job.keep + 1)]:
-            if run.name not in passed:
+            if run.name not in {*passed[-1:], *others[-1:]}:
                 self.remove(run)
 
-    def _new_folder(self, parent: Path, started: datetime) -> Path:
-        name = started.strftime(_WHEN)
-        for number in range(1, 1000):
-            folder = parent / (name if number == 1 else f"{name}-{number}")
-            try:
-                folder.mkdir(mode=0o700)
-            except FileExistsError:
-                continue
-            except OSError:
-                with translate_os_errors("make the folder", folder):
-                    raise
-            return folder
-        raise StateError(f"There are too many runs in '{parent}'.")
-
-    def _read(self, folder: Path) -> Run | None:
-        if not (folder / _RECORD).exists():  # being made, or removed
-            return None
-        record = records.read(folder / _RECORD, version=FORMAT)
+    def _read(self, folder: Path) -> Run:
         try:
+            with translate_os_errors("read", folder):
+                list(folder.iterdir())
+            record = records.read(folder / _RECORD, version=FORMAT)
             run = _run(folder, record)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StateError(
-                f"The record '{folder / _RECORD}' is damaged: {error!r}.", hint=f"Remove its folder: '{folder}'."
-            ) from error
-        if run.outcome is Outcome.RUNNING and FileLock(folder / _LOCK).holder() is None:
-            return replace(run, outcome=Outcome.DIED, message="the process that ran it was killed")
-        return run
+        except (StateError, KeyError, TypeError, ValueError, AttributeError) as error:
+            message = error.message if isinstance(error, StateError) else f"'{folder / _RECORD}' is damaged: {error!r}"
+            return _damaged(folder, message)
+        if run.outcome is not Outcome.RUNNING:
+            return run
+        if FileLock(folder / _LOCK).holder() is not None:
+            return replace(run, seconds=(datetime.now(UTC) - run.started).total_seconds())
+        steps = [replace(one, outcome=Outcome.DIED) if one.outcome is Outcome.RUNNING else one for one in run.steps]
+        return replace(run, outcome=Outcome.DIED, message="its process was killed", steps=tuple(steps))
+
+
+def _is_abandoned(staged: Path) -> bool:
+    """Say whether the process that made a run's folder was killed before it was one."""
+    with suppress(OSError):
+        return time.time() - staged.stat().st_mtime > _MAKING and FileLock(staged / _LOCK).holder() is None
+    return False
+
+
+def _published(staged: Path, parent: Path, started: datetime) -> Path:
+    """Give a run's folder the first name that is free of those that a run can have which began then; return it."""
+    name = started.strftime(_WHEN)
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            publish(staged, folder)
+        except FileExistsError:
+            continue
+        except StateError:
+            if not folder.exists():  # else somebody was quicker
+                raise
+            continue
+        return folder
+    raise AssertionError("there are names without an end")
+
+
+def _damaged(folder: Path, message: str) -> Run:
+    """Return what can be told of a run without its record."""
+    try:
+        started = datetime.strptime(folder.name.partition("-")[0], _WHEN).replace(tzinfo=UTC)
+    except ValueError:
+        started = datetime.fromtimestamp(0, UTC)
+    return Run(
+        job=folder.parent.name,
+        name=folder.name,
+        folder=folder,
+        path=Path(),
+        box="",
+        snapshot="",
+        started=started,
+        owner="",
+        outcome=Outcome.DAMAGED,
+        message=message,
+    )
 
 
 def _step_record(step: StepRun) -> dict[str, Any]:
@@ -272,4 +338,5 @@ def _names(folder: Path) -> list[str]:
         return sorted(entry.name for entry in folder.iterdir() if is_name(entry.name) and entry.is_dir())
 
 
-_RECORD, _LOCK = "run.toml", "lock"
+_RECORD, _LOCK, _NEW, _REMOVED = "run.toml", "lock", ".new-", ".removed-"
+_MAKING = 60.0  # seconds

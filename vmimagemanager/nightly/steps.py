@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path, PurePosixPath
 
 from vmimagemanager.box import Box
 from vmimagemanager.deadline import Stopwatch, timeout_factor
-from vmimagemanager.durable import make_folder, translate_os_errors
-from vmimagemanager.errors import DeadlineError, VmimError
+from vmimagemanager.durable import translate_os_errors
+from vmimagemanager.errors import DeadlineError, TransferError, VmimError
 from vmimagemanager.nightly.job import Command, Deed, Get, Insert, Job, Put, Script, Step, Trapping
 from vmimagemanager.nightly.outcome import Outcome
 from vmimagemanager.nightly.output import Output, output
@@ -37,11 +38,22 @@ class Place:
     def do(self, number: int, step: Step) -> StepRun:
         """Do a step, and return how it ended; raise VmimError when that was not the fault of what is tested."""
         watch = Stopwatch()
-        log = self.run.log(number, step.name)
-        with output(log) as printed:
+        with output(self.run.log(number, step.name)) as printed:
             doing = _Doing(place=self, step=step, printed=printed)
             ended = doing.trapped(step.trap) if step.trap is not None else doing.plain()
-        return replace(ended, seconds=watch.total, log=log if log.exists() else None)
+        return replace(ended, seconds=watch.total, log=self.log(number, step))
+
+    def log(self, number: int, step: Step) -> Path | None:
+        """Return where a step's output is, if it printed any."""
+        path = self.run.log(number, step.name)
+        return path if path.exists() else None
+
+    def guest_is_well(self) -> bool:
+        """Say whether the guest does what it is told."""
+        try:
+            return self.box.run(["true"], limit=_ANSWER, check=False).status == 0
+        except VmimError:
+            return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +112,8 @@ class _Doing:
             proof = prove(box, question, set_trap, progress=place.progress)
         told = Told.of(set_trap.verdict, place.earlier.get(self.step.name), _words(deed), trap.declared)
         done = replace(self._made(ended), trapped=told.history, told=told, proof=proof)
+        if writes and ended.failure:
+            done = replace(done, message=f"{ended.failure}; the baseline was not written")
         if not writes or ended.failure:
             return replace(done, outcome=Outcome.of(failed=bool(ended.failure), trapped=told.verdict.trapped))
         before = set_trap.baseline.accepted
@@ -124,9 +138,20 @@ class _Doing:
             case Insert(sources=sources, folder=folder):
                 box.insert(sources, to=folder)
             case Get(source=source):
-                if box.run(["test", "-e", str(source)], check=False).status != 0:
-                    return _Ended(failure=f"'{source}' is not there")
-                box.get(source, make_folder(self.place.run.artefacts / self.step.name, mode=0o700))
+                return self._get(source)
+        return _Ended()
+
+    def _get(self, source: PurePosixPath) -> _Ended:
+        """Copy out of the guest; what is not there, or cannot be copied, fails as long as the guest is well."""
+        box = self.place.box
+        if box.run(["test", "-e", str(source)], check=False).status != 0:
+            return _Ended(failure=f"'{source}' is not there")
+        try:
+            box.get(source, self.place.run.artefacts_of(self.step.name))
+        except TransferError as error:
+            if not self.place.guest_is_well():
+                raise
+            return _Ended(failure=str(error))
         return _Ended()
 
     def _command(self, deed: Command | Script) -> _Ended:
@@ -139,18 +164,11 @@ class _Doing:
                     text = deed.path.read_text(errors="surrogateescape")
                 ended = box.script(text, limit=limit, check=False, stdout=sink, stderr=sink)
         except DeadlineError as error:
-            if not self._answers():
+            if not self.place.guest_is_well():
                 raise
             allowed = format_duration(limit * timeout_factor())
             raise _TooLongError(f"it did not end within {allowed}") from error
         return _Ended(status=ended.status, failure=f"status {ended.status}" if ended.status else "")
-
-    def _answers(self) -> bool:
-        """Say whether the guest is well, so that it was the command that hung."""
-        try:
-            return self.place.box.run(["true"], limit=_ANSWER, check=False).status == 0
-        except VmimError:
-            return False
 
 
 def _words(deed: Deed) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ COLOURS = {
     Outcome.ERROR: "red",
     Outcome.INTERRUPTED: "red",
     Outcome.DIED: "red",
+    Outcome.DAMAGED: "red",
 }
 _LINES = 15
+_WHAT = 60
 
 
 def step_line(step: StepRun) -> str:
@@ -45,7 +48,8 @@ def step_lines(step: StepRun, job: Path) -> Iterator[str]:
         yield f"  The baseline was written, {len(step.accepted)} added."
         yield from (f"  + {item}" for item in step.accepted)
     elif step.told is not None:
-        accept = shlex.join(["vmimagemanager", "nightly", "run", str(job), "--accept"])
+        command = ["vmimagemanager", "nightly", "run", str(job), "--accept"]
+        accept = "" if step.told.verdict.clean else shlex.join(command)
         found = trap.lines(step.told.verdict, accept=accept, fixed=step.told.fixed)
         yield from (f"  {line}" for line in found)
     elif step.trapped is not None:
@@ -55,9 +59,10 @@ def step_lines(step: StepRun, job: Path) -> Iterator[str]:
     yield from (f"    {line}" for line in _last(step))
 
 
-def ending_lines(run: Run) -> list[str]:
-    """Return how a run ended as a whole, what has changed since it last passed, and where to look."""
-    shown = [f"{run.address}: {run.outcome} in {seconds(run.seconds)}" + (f": {run.message}" if run.message else "")]
+def ending_lines(run: Run, *, why: bool = True) -> list[str]:
+    """Return how a run ended as a whole and ``why``, what has changed since it last passed, and where to look."""
+    because = f": {run.message}" if why and run.message else ""
+    shown = [f"{run.address}: {run.outcome} in {seconds(run.seconds)}{because}"]
     if run.compared and run.outcome is not Outcome.PASSED:
         what = ", ".join(run.changed) if run.changed else "nothing that is known of"
         shown.append(f"  Changed since {run.compared}, when it passed: {what}.")
@@ -66,8 +71,10 @@ def ending_lines(run: Run) -> list[str]:
 
 def lines(run: Run) -> Iterator[tuple[Outcome | None, str]]:
     """Yield all that is known about a run, each line with the outcome that it begins with, if any."""
-    yield None, f"{run.address}, by {run.owner}, {moment(run.started)}"
-    yield None, f"  {run.path}, on '{run.box}'" + (f", from '{run.snapshot}'" if run.snapshot else ", from its image")
+    yield None, f"{run.address}, by {run.owner or 'somebody'}, {moment(run.started)}"
+    if run.outcome is not Outcome.DAMAGED:
+        start = f"'{run.snapshot}'" if run.snapshot else "its image"
+        yield None, f"  {run.path}, on '{run.box}', from {start}"
     for step in run.steps:
         yield step.outcome, step_line(step)
         for line in step_lines(step, run.path):
@@ -79,7 +86,7 @@ def lines(run: Run) -> Iterator[tuple[Outcome | None, str]]:
 def row(run: Run) -> tuple[str, ...]:
     """Return the cells of a run in the list, as `HEADER` names them."""
     bad = [step.name for step in run.steps if step.outcome not in {Outcome.PASSED, Outcome.SKIPPED}]
-    what = ", ".join(bad) or run.message or "-"
+    what = ", ".join(bad) or textwrap.shorten(run.message, _WHAT, placeholder=" …") or "-"
     return (run.address, moment(run.started), run.box, run.outcome.value, seconds(run.seconds), what)
 
 

@@ -28,7 +28,7 @@ def lines(verdict: Verdict, *, accept: str = "", fixed: Sequence[Seen] = ()) -> 
     counting = [finding for finding in verdict.findings if finding.counts]
     shown = []
     if counting:
-        what = "of what was left behind" if verdict.clean else "that the baseline does not accept"
+        what = "of what was left behind" if verdict.clean else _against(counting)
         shown += [f"Trapped: {_count(counting, 'finding')} {what}.", *map(line, counting)]
         if accept and any(finding.rule is not Rule.UNDECLARED for finding in counting):
             shown.append(f"To accept {'it' if len(counting) == 1 else 'them'}: {accept}")
@@ -52,9 +52,9 @@ def lines(verdict: Verdict, *, accept: str = "", fixed: Sequence[Seen] = ()) -> 
 
 def line(finding: Finding) -> str:
     """Return one finding on one line: what, why, since when."""
-    parts = [f"  {finding.item} {finding.detail}".rstrip(), f"{finding.rule}"]
-    if finding.explanation:
-        parts.append(explained(finding.explanation))
+    parts = [f"  {finding.item} {finding.detail}".rstrip()]
+    why = explained(finding.explanation) if finding.explanation else ""
+    parts += [why] if why.startswith(finding.rule) else [finding.rule.value, why]
     if finding.excepted:
         parts.append(f"excepted: {finding.excepted}")
     if finding.label:
@@ -152,6 +152,16 @@ def finding_document(finding: Finding, today: str = "") -> dict[str, Any]:
         "since": finding.since or today,
         "cause": finding.cause,
     }
+
+
+def _against(counting: Sequence[Finding]) -> str:
+    """Return against what findings are: the baseline, what is declared, or both."""
+    undeclared = [finding.rule is Rule.UNDECLARED for finding in counting]
+    if all(undeclared):
+        return "that is not declared" if len(counting) == 1 else "that are not declared"
+    return (
+        "not declared, or that the baseline does not accept" if any(undeclared) else "that the baseline does not accept"
+    )
 
 
 def _unknown(verdict: Verdict) -> dict[str, str]:
