@@ -392,7 +392,9 @@ class Box:
 
         with self._operation("script", log=False) as (record, _):
             session = self._connected(record)
-            result = session.shell(script_line(), stdin=text.encode(), limit=limit, stdout=stdout, stderr=stderr)
+            result = session.shell(
+                script_line(), stdin=text.encode("utf-8", "surrogateescape"), limit=limit, stdout=stdout, stderr=stderr
+            )
             return result.check() if check else result
 
     def as_root(self, text: str) -> bytes:

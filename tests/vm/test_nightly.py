@@ -76,7 +76,9 @@ def test_the_steps_of_a_job_are_done_on_a_clean_box_which_is_off_again(
 ) -> None:
     (tmp_path / "sources").mkdir()
     (tmp_path / "sources" / "one").write_text("in\n")
-    (tmp_path / "build.sh").write_text("cat /root/sources/one /etc/laid; echo out >/root/out; echo oops >&2\n")
+    (tmp_path / "build.sh").write_bytes(
+        b"cat /root/sources/one /etc/laid; echo out >/root/out; echo oops >&2; printf '\xff\r\n'\n"
+    )
     (tmp_path / "laid").write_text("laid\n")
     job = write(
         "put = 'sources'\nto = '/root/sources'",
@@ -91,7 +93,7 @@ def test_the_steps_of_a_job_are_done_on_a_clean_box_which_is_off_again(
     assert run.outcome is Outcome.PASSED, run
     assert outcomes(run) == ["passed"] * 6
     assert told == [f"step-{number}" for number in range(1, 7)]
-    assert sorted(run.log(3, "step-3").read_text().splitlines()) == ["in", "laid", "oops"]
+    assert sorted(run.log(3, "step-3").read_bytes().split(b"\n")) == [b"", b"in", b"laid", b"oops", b"\xff\r"]
     assert (run.artefacts / "step-5" / "out").read_text() == "out\n"
     assert (run.artefacts / "step-6" / "sources" / "one").read_text() == "in\n"
     assert not runs_now(manager, resting)

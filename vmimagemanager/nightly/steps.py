@@ -160,9 +160,7 @@ class _Doing:
             if isinstance(deed, Command):
                 ended = box.run(deed.argv, limit=limit, check=False, stdout=sink, stderr=sink)
             else:
-                with translate_os_errors("read", deed.path):
-                    text = deed.path.read_text(errors="surrogateescape")
-                ended = box.script(text, limit=limit, check=False, stdout=sink, stderr=sink)
+                ended = box.script(_text(deed.path), limit=limit, check=False, stdout=sink, stderr=sink)
         except DeadlineError as error:
             if not self.place.guest_is_well():
                 raise
@@ -177,11 +175,16 @@ def _words(deed: Deed) -> tuple[str, ...]:
         case Command(argv=argv):
             return argv
         case Script(path=path):
-            with translate_os_errors("read", path):
-                return ("script", path.read_text(errors="surrogateescape"))
+            return ("script", _text(path))
         case Put(source=source, target=target):
             return ("put", source.name, str(target))
         case Insert(sources=sources, folder=folder):
             return ("insert", *sources, str(folder))
         case Get(source=source):
             return ("get", str(source))
+
+
+def _text(script: Path) -> str:
+    """Return a script as it is, for `Box.script`."""
+    with translate_os_errors("read", script):
+        return script.read_bytes().decode("utf-8", "surrogateescape")
