@@ -144,6 +144,20 @@ def test_what_a_job_needs_is_looked_for_before_anything_is_done(tmp_path: Path) 
     inputs.require(wanted, accept=False)
 
 
+def test_nothing_can_be_accepted_by_a_job_without_a_baseline() -> None:
+    with pytest.raises(ConfigError, match=r"No step of '.*hello.toml' has a trap with a baseline"):
+        inputs.require(job(f"{LEAST}command = ['a']\ntrap = {{ expect-clean = true }}"), accept=True)
+
+
+def test_what_a_step_reads_has_to_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    for deed in ("script = 'folder'", "put = 'fifo'\nto = '/root'", "script = 'fifo'"):
+        with pytest.raises(ConfigError, match="which is not a file"):
+            inputs.require(job(f"{LEAST}{deed}", tmp_path / "hello.toml"), accept=False)
+    inputs.require(job(f"{LEAST}put = 'folder'\nto = '/root'", tmp_path / "hello.toml"), accept=False)
+
+
 def test_an_input_counts_as_changed_when_it_is_another_one_new_or_gone_but_an_unasked_archive_does_not() -> None:
     before = {"job": "1", "dist": "1", "old": "1", "archive a": "1", "archive b": "1"}
     now = {"job": "1", "dist": "2", "new": "1", "archive a": "2", "archive c": "1"}

@@ -22,6 +22,8 @@ def require(job: Job, *, accept: bool) -> None:
 
     A baseline may be missing when it is about to be written, and can be.
     """
+    if accept and not any(step.trap and step.trap.baseline for step in job.steps):
+        raise ConfigError(f"No step of '{printable(job.path)}' has a trap with a baseline, which could be written.")
     for step in job.steps:
         for path in _files(step):
             _require_readable(path, step, job)
