@@ -408,25 +408,39 @@ class Box:
         with self._operation("probe", log=False) as (record, _):
             return ask(self._site, record, text, lambda: self._connected(record))
 
-    def put(self, source: str | Path, target: str | PurePosixPath) -> int:
-        """Copy a file or a folder into the guest; return the bytes of its files."""
+    def put(self, source: str | Path, target: str | PurePosixPath, *, limit: timedelta | None = None) -> int:
+        """Copy a file or a folder into the guest; return the bytes of its files.
+
+        Raises TransferError, and DeadlineError when it takes longer than ``limit``, which is scaled.
+        """
         from vmimagemanager.guest import transfer
 
         with self._operation("put", log=False) as (record, _):
-            return transfer.put(self._connected(record), Path(source), PurePosixPath(target))
+            return transfer.put(self._connected(record), Path(source), PurePosixPath(target), limit=limit)
 
-    def get(self, source: str | PurePosixPath, target: str | Path) -> int:
-        """Copy a file or a folder out of the guest; return the bytes of its files."""
+    def get(self, source: str | PurePosixPath, target: str | Path, *, limit: timedelta | None = None) -> int:
+        """Copy a file or a folder out of the guest; return the bytes of its files.
+
+        Raises TransferError, and DeadlineError when it takes longer than ``limit``, which is scaled; nothing of the
+        copy is left.
+        """
         from vmimagemanager.guest import transfer
 
         with self._operation("get", log=False) as (record, _):
-            return transfer.get(self._connected(record), PurePosixPath(source), Path(target))
+            return transfer.get(self._connected(record), PurePosixPath(source), Path(target), limit=limit)
 
-    def insert(self, sources: Iterable[str | Path], *, to: str | PurePosixPath | None = None) -> None:
+    def insert(
+        self,
+        sources: Iterable[str | Path],
+        *,
+        to: str | PurePosixPath | None = None,
+        limit: timedelta | None = None,
+    ) -> None:
         """Lay folders' contents, files, archives and named inserts over a folder of the box, in their order.
 
         ``to`` is ``/`` by default, or what a named insert says.  Of a box that is off the disk is changed, all or
-        nothing.  Raises TransferError, and BoxError for a disk without a file system that is known.
+        nothing.  Raises TransferError, and BoxError for a disk without a file system that is known; of a box that runs,
+        DeadlineError when one of them takes longer than ``limit``, which is scaled.
         """
         from vmimagemanager.boxes import inserts, offline
         from vmimagemanager.guest import transfer
@@ -441,7 +455,7 @@ class Box:
             if self._settled(record) is None:
                 offline.insert(self._site, record, layings)
             else:
-                transfer.insert(self._connected(record), layings)
+                transfer.insert(self._connected(record), layings, limit=limit)
 
     def extract(self, sources: Iterable[str | PurePosixPath], target: str | Path) -> int:
         """Copy files and folders out of the box, whether it runs or not; return the bytes of all files.

@@ -81,7 +81,6 @@ def test_a_job_without_a_name_has_that_of_its_file() -> None:
         (f"{LEAST}command = 'true'", r"'step\[1\].command' is 'true': expected a list of words"),
         (f"{LEAST}get = 'out'", r"'step\[1\].get' is 'out': expected an absolute path of the guest"),
         (f"{LEAST}get = '/x'\nto = '/y'", r"'step\[1\].to' is '/y': expected it beside 'put' or 'insert' only"),
-        (f"{LEAST}get = '/x'\ntimeout = '1s'", r"'step\[1\].timeout' .*beside 'command' or 'script' only"),
         (f"{LEAST}put = 'x'", r"'step\[1\]' has no 'to'"),
         (f"{LEAST}insert = []", r"'step\[1\].insert' is an empty list: expected a list of at least one"),
         (f"{LEAST}insert = ['a b']", r"'step\[1\].insert\[1\]' .*the name of an insert, or a path with a '/'"),

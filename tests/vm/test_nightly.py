@@ -20,8 +20,8 @@ from vmimagemanager import Box, Manager, nightly
 from vmimagemanager.boxes.fork import clones_of
 from vmimagemanager.config import Channel
 from vmimagemanager.deadline import Deadline
-from vmimagemanager.errors import BoxHeldError, GuestError, SnapshotError, TransferError, VmimError
-from vmimagemanager.nightly import Job, Outcome, Run
+from vmimagemanager.errors import BoxHeldError, DeadlineError, GuestError, SnapshotError, TransferError, VmimError
+from vmimagemanager.nightly import Job, Outcome, Run, StepRun
 from vmimagemanager.report import nightlyfiles
 from vmimagemanager.trap import Baseline
 
@@ -170,6 +170,28 @@ def test_a_command_that_hangs_has_failed_and_a_guest_that_dies_is_an_error(
     assert kept.steps[0].log is not None
     assert kept.steps[0].log.read_text() == "last words\n"
     assert kept.message
+    assert not runs_now(manager, resting)
+
+
+def test_nothing_waits_for_a_silent_guest_without_an_end(
+    resting: Box, manager: Manager, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMIM_TIMEOUT_FACTOR", "1")
+    (tmp_path / "one").write_bytes(bytes(8 << 20))
+    for deed in ("put = 'one'\nto = '/root/one'", "get = '/etc/hostname'"):
+        job = write("command = ['true']", f"{deed}\ntimeout = '1s'")
+
+        def silence(step: StepRun) -> None:
+            if step.name == "step-1":
+                domain = manager.site.domain(resting.name)
+                assert domain is not None
+                domain.suspend()
+
+        with pytest.raises((DeadlineError, GuestError)):
+            nightly.run(manager, job, ended=silence)
+        run = nightly.runs_of(manager).get("hello")
+        assert outcomes(run) == ["passed", "error"]
+        assert run.seconds < 60
     assert not runs_now(manager, resting)
 
 

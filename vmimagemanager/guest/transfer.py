@@ -1,6 +1,7 @@
 """Files into and out of a running guest, over SSH: one tar stream each, whose other end is the guest's own tar.
 
-What comes out of a guest is not trusted: see `files.unpack`.  Nothing of it is visible before it is whole.
+What comes out of a guest is not trusted: see `files.unpack`.  Nothing of it is visible before it is whole.  Each stream
+ends with DeadlineError when it takes longer than a ``limit`` that was given, and its session with it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -59,7 +61,7 @@ def says_full(text: str) -> bool:
     return "No space left on device" in text or "Wrote only" in text
 
 
-def put(session: Session, source: Path, target: PurePosixPath) -> int:
+def put(session: Session, source: Path, target: PurePosixPath, *, limit: timedelta | None = None) -> int:
     """Copy a file or a folder into the guest, with permissions and symbolic links; return the bytes of its files.
 
     ``target`` is the new path, or an existing folder that the copy goes into.  Raises TransferError; what was copied
@@ -76,11 +78,12 @@ def put(session: Session, source: Path, target: PurePosixPath) -> int:
         nonlocal written
         written = pack.pack(source, stream, name)
 
-    _send(session, feed, folder, make=False, said=f"'{source}' cannot be copied to '{target}' in the guest")
+    said = f"'{source}' cannot be copied to '{target}' in the guest"
+    _send(session, feed, folder, make=False, said=said, limit=limit)
     return written
 
 
-def insert(session: Session, layings: Sequence[Laying]) -> None:
+def insert(session: Session, layings: Sequence[Laying], *, limit: timedelta | None = None) -> None:
     """Lay tar streams over folders of the guest, in their order; a folder is made if need be.
 
     Folders and links to folders that are there stay what they are.  Raises TransferError; what was laid until then is
@@ -88,30 +91,36 @@ def insert(session: Session, layings: Sequence[Laying]) -> None:
     """
     for laying in layings:
         said = f"The files cannot be laid into '{laying.folder}' in the guest"
-        _send(session, laying.feed, laying.folder, make=True, said=said)
+        _send(session, laying.feed, laying.folder, make=True, said=said, limit=limit)
 
 
-def get(session: Session, source: PurePosixPath, target: Path) -> int:
+def get(session: Session, source: PurePosixPath, target: Path, *, limit: timedelta | None = None) -> int:
     """Copy a file or a folder out of the guest, with permissions and symbolic links; return the bytes of its files.
 
     ``target`` is the new path, or an existing folder that the copy goes into.  Raises TransferError, leaving nothing of
     the copy; an existing file is replaced, an existing folder is not.
     """
-    return extract(session, [source], target)
+    return extract(session, [source], target, limit=limit)
 
 
-def extract(session: Session, sources: Sequence[PurePosixPath], target: Path) -> int:
+def extract(session: Session, sources: Sequence[PurePosixPath], target: Path, *, limit: timedelta | None = None) -> int:
     """Copy files and folders out of the guest as `get` does; several go into ``target``, a folder that exists."""
     said = ", ".join(f"'{source}'" for source in sources)
     with landing.prepared([source.name for source in sources], target) as arrival:
-        result = _receive(session, ["sh", "-c", SEND, "sh", *map(str, sources)], arrival, said)
+        result = _receive(session, ["sh", "-c", SEND, "sh", *map(str, sources)], arrival, said=said, limit=limit)
         if result.status != 0:
             raise TransferError(f"{said} cannot be copied out of the guest: {_last_line(result)}.")
         return arrival.land()
 
 
 def _send(
-    session: Session, feed: Callable[[BinaryIO], object], folder: PurePosixPath, *, make: bool, said: str
+    session: Session,
+    feed: Callable[[BinaryIO], object],
+    folder: PurePosixPath,
+    *,
+    make: bool,
+    said: str,
+    limit: timedelta | None,
 ) -> None:
     reading, writing = os.pipe()
     failures: list[BaseException] = []
@@ -130,7 +139,7 @@ def _send(
     with os.fdopen(reading, "rb") as stream:
         thread.start()
         try:
-            result = session.run(argv, stdin=stream)
+            result = session.run(argv, stdin=stream, limit=limit)
         finally:
             with suppress(OSError):
                 stream.close()
@@ -140,7 +149,7 @@ def _send(
         raise TransferError(f"{said}: {_last_line(result)}.", hint=_hint(result))
 
 
-def _receive(session: Session, argv: Sequence[str], arrival: Arrival, said: str) -> Result:
+def _receive(session: Session, argv: Sequence[str], arrival: Arrival, *, said: str, limit: timedelta | None) -> Result:
     reading, writing = os.pipe()
     failures: list[BaseException] = []
 
@@ -156,7 +165,7 @@ def _receive(session: Session, argv: Sequence[str], arrival: Arrival, said: str)
     result: Result | None = None
     try:
         with os.fdopen(writing, "wb", buffering=0) as stream:
-            result = session.run(argv, stdout=stream.write)
+            result = session.run(argv, stdout=stream.write, limit=limit)
     except BrokenPipeError:  # nobody reads any more: the reader has failed, and knows why
         pass
     finally:

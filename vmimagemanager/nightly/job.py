@@ -94,7 +94,7 @@ class Trapping:
 class Step:
     """One thing to do; an ``always`` one is done after a failure, too.
 
-    ``timeout`` is how long a command or a script may take: like all limits it is scaled under emulation.
+    ``timeout`` is how long its deed may take: like all limits it is scaled under emulation.
     """
 
     name: str
@@ -169,8 +169,6 @@ def _step(value: Mapping[str, object], spot: Spot) -> Step:
     if len(kinds) != 1:
         raise ConfigError(f"{spot.prefix}'{spot.key}' needs one of {_listed(DEEDS)}.", hint=_HINT)
     deed = _deed(kinds[0], found.pop(kinds[0]), found.pop("to", None), spot)
-    if "timeout" in found and not isinstance(deed, Command | Script):
-        raise spot.child("timeout").unexpected(value["timeout"], "it beside 'command' or 'script' only")
     trap = cast("Trapping | None", found.get("trap"))
     if trap is not None and trap.prove and not isinstance(deed, Command):
         raise spot.child("trap").child("prove").unexpected(True, "a step with a 'command', which can be run again")

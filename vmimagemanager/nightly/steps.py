@@ -11,6 +11,7 @@ from vmimagemanager.box import Box
 from vmimagemanager.deadline import Stopwatch, timeout_factor
 from vmimagemanager.durable import translate_os_errors
 from vmimagemanager.errors import DeadlineError, TransferError, VmimError
+from vmimagemanager.guest.result import Result
 from vmimagemanager.nightly.job import Command, Deed, Get, Insert, Job, Put, Script, Step, Trapping
 from vmimagemanager.nightly.outcome import Outcome
 from vmimagemanager.nightly.output import Output, output
@@ -129,44 +130,46 @@ class _Doing:
         )
 
     def _deed(self, deed: Deed) -> _Ended:
-        box = self.place.box
+        """Do it, within the step's time; raise _TooLongError when that did not suffice though the guest is well."""
+        limit = self.step.timeout
+        try:
+            return self._done(deed, limit)
+        except DeadlineError as error:
+            if not self.place.guest_is_well():
+                raise
+            raise _TooLongError(f"it did not end within {format_duration(limit * timeout_factor())}") from error
+
+    def _done(self, deed: Deed, limit: timedelta) -> _Ended:
+        box, sink = self.place.box, self.printed.write
         match deed:
-            case Command() | Script():
-                return self._command(deed)
+            case Command(argv=argv):
+                return _of(box.run(argv, limit=limit, check=False, stdout=sink, stderr=sink))
+            case Script(path=path):
+                return _of(box.script(_text(path), limit=limit, check=False, stdout=sink, stderr=sink))
             case Put(source=source, target=target):
-                box.put(source, target)
+                box.put(source, target, limit=limit)
             case Insert(sources=sources, folder=folder):
-                box.insert(sources, to=folder)
+                box.insert(sources, to=folder, limit=limit)
             case Get(source=source):
-                return self._get(source)
+                return self._get(source, limit)
         return _Ended()
 
-    def _get(self, source: PurePosixPath) -> _Ended:
+    def _get(self, source: PurePosixPath, limit: timedelta) -> _Ended:
         """Copy out of the guest; what is not there, or cannot be copied, fails as long as the guest is well."""
         box = self.place.box
-        if box.run(["test", "-e", str(source)], check=False).status != 0:
+        if box.run(["test", "-e", str(source)], limit=limit, check=False).status != 0:
             return _Ended(failure=f"'{source}' is not there")
         try:
-            box.get(source, self.place.run.artefacts_of(self.step.name))
+            box.get(source, self.place.run.artefacts_of(self.step.name), limit=limit)
         except TransferError as error:
             if not self.place.guest_is_well():
                 raise
             return _Ended(failure=str(error))
         return _Ended()
 
-    def _command(self, deed: Command | Script) -> _Ended:
-        box, limit, sink = self.place.box, self.step.timeout, self.printed.write
-        try:
-            if isinstance(deed, Command):
-                ended = box.run(deed.argv, limit=limit, check=False, stdout=sink, stderr=sink)
-            else:
-                ended = box.script(_text(deed.path), limit=limit, check=False, stdout=sink, stderr=sink)
-        except DeadlineError as error:
-            if not self.place.guest_is_well():
-                raise
-            allowed = format_duration(limit * timeout_factor())
-            raise _TooLongError(f"it did not end within {allowed}") from error
-        return _Ended(status=ended.status, failure=f"status {ended.status}" if ended.status else "")
+
+def _of(result: Result) -> _Ended:
+    return _Ended(status=result.status, failure=f"status {result.status}" if result.status else "")
 
 
 def _words(deed: Deed) -> tuple[str, ...]:
