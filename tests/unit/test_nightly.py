@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -311,6 +312,22 @@ def test_the_step_that_was_done_when_its_process_was_killed_is_known(state: Stat
         replace(run, steps=(StepRun(name="one", outcome=Outcome.RUNNING),)).write()
         assert runs.get("hello").steps[0].outcome is Outcome.RUNNING
     assert [step.outcome for step in runs.get("hello").steps] == [Outcome.DIED]
+
+
+def test_many_runs_of_a_job_that_begin_at_once_have_a_folder_each(state: StateDirectory, least: Job) -> None:
+    runs = Runs(state)
+
+    def begin(_: int) -> str:
+        runs.sweep("hello")  # which removes the job's folder while there is nothing in it
+        with runs.new(least) as run:
+            replace(run, outcome=Outcome.PASSED).write()
+            return run.name
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        names = list(pool.map(begin, range(40)))
+    assert len(set(names)) == 40
+    assert sorted(names) == sorted(run.name for run in runs.list("hello"))
+    assert {run.outcome for run in runs.list("hello")} == {Outcome.PASSED}
 
 
 def test_the_output_of_a_step_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -286,7 +286,10 @@ def test_the_command_line_runs_lists_shows_and_removes(
         path.write_text("of an earlier run")
     assert vmim("nightly", "run", "nothing.toml", "--junit", str(files["junit"]))[0] == 2
     assert not files["junit"].exists()
-    assert vmim("nightly", "run", str(job.path), "--junit", "/nothing/junit")[0] == 2
+    (tmp_path / "link").symlink_to("/dev/null")
+    for nowhere in ("/nothing/junit", str(tmp_path / "link"), str(tmp_path)):
+        assert vmim("nightly", "run", str(job.path), "--junit", nowhere)[0] == 2
+    assert (tmp_path / "link").is_symlink()
     status, out, said = vmim(
         "nightly", "run", str(job.path), *(word for name, path in files.items() for word in (f"--{name}", str(path)))
     )

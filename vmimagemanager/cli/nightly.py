@@ -88,6 +88,8 @@ def _make_way(path: Path | None) -> None:
         return
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"'{path}' cannot be written: its folder is not writable, or not there.")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UsageError(f"'{path}' cannot be written: it is there, and not a plain file.")
     path.unlink(missing_ok=True)
 
 

@@ -136,7 +136,6 @@ class Runs:
     @contextmanager
     def new(self, job: Job) -> Iterator[Run]:
         """Yield a new run, whose lock is taken as long as the block runs; raise StateError, SpaceError."""
-        parent = self._state.private_folder("runs", job.name)
         run = Run(
             job=job.name,
             name="",
@@ -147,8 +146,8 @@ class Runs:
             started=datetime.now(UTC).replace(microsecond=0),
             owner=owner(),
         )
-        with translate_os_errors("make a folder in", parent):
-            staged = Path(tempfile.mkdtemp(dir=parent, prefix=_NEW))
+        staged = self._staged(job.name)
+        parent = staged.parent
         try:
             mode = stat.S_IMODE(parent.stat().st_mode)
             staged.chmod(mode)
@@ -225,21 +224,34 @@ class Runs:
             if run.name not in {*passed[-1:], *others[-1:]}:
                 self.remove(run)
 
+    def _staged(self, job: str) -> Path:
+        while True:
+            parent = self._state.private_folder("runs", job)
+            with translate_os_errors("make a folder in", parent), suppress(FileNotFoundError):  # it was just removed
+                return Path(tempfile.mkdtemp(dir=parent, prefix=_NEW))
+
     def _read(self, folder: Path) -> Run:
-        try:
-            with translate_os_errors("read", folder):
-                list(folder.iterdir())
-            record = records.read(folder / _RECORD, version=FORMAT)
-            run = _run(folder, record)
-        except (StateError, KeyError, TypeError, ValueError, AttributeError) as error:
-            message = error.message if isinstance(error, StateError) else f"'{folder / _RECORD}' is damaged: {error!r}"
-            return _damaged(folder, message)
+        run = _recorded(folder)
         if run.outcome is not Outcome.RUNNING:
             return run
         if FileLock(folder / _LOCK).holder() is not None:
             return replace(run, seconds=(datetime.now(UTC) - run.started).total_seconds())
+        run = _recorded(folder)  # it may have ended between the two looks
+        if run.outcome is not Outcome.RUNNING:
+            return run
         steps = [replace(one, outcome=Outcome.DIED) if one.outcome is Outcome.RUNNING else one for one in run.steps]
         return replace(run, outcome=Outcome.DIED, message="its process was killed", steps=tuple(steps))
+
+
+def _recorded(folder: Path) -> Run:
+    """Return a run as its record tells it."""
+    try:
+        with translate_os_errors("read", folder):
+            list(folder.iterdir())
+        return _run(folder, records.read(folder / _RECORD, version=FORMAT))
+    except (StateError, KeyError, TypeError, ValueError, AttributeError) as error:
+        message = error.message if isinstance(error, StateError) else f"'{folder / _RECORD}' is damaged: {error!r}"
+        return _damaged(folder, message)
 
 
 def _is_abandoned(staged: Path) -> bool:
