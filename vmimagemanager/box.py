@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from vmimagemanager import names
 from vmimagemanager.config import BoxSettings, Moment
+from vmimagemanager.durable import translate_os_errors
 from vmimagemanager.errors import BoxError, BoxNotFoundError, StateError, UsageError
 from vmimagemanager.leases import Hold, Lease, Leases, owner
 from vmimagemanager.progress import Progress, silent
@@ -557,6 +558,7 @@ class Box:
         from vmimagemanager.boxes import reach
 
         record = self._record()
+        self._take_over()
         return reach.ssh_command(reach.running_domain(self._site, record), record, self._site.state.box(self.name))
 
     def console_command(self) -> tuple[str, ...]:
@@ -564,13 +566,15 @@ class Box:
         from vmimagemanager.boxes import reach
 
         reach.running_domain(self._site, self._record())
+        self._take_over()
         return ("virsh", "-q", "-c", self._site.hypervisor.uri, "console", "--force", self.name)
 
     def console_log(self) -> bytes:
         """Return what the guest has printed on its serial console since it was started or restored."""
         self._record()
         path = self._site.state.box(self.name).console_log
-        return path.read_bytes() if path.exists() else b""
+        with translate_os_errors("read", path):
+            return path.read_bytes() if path.exists() else b""
 
     # -- what is known about it ------------------------------------------------------------------------------------
 
@@ -674,10 +678,7 @@ class Box:
                     f"The box '{self.name}' is a spare of '{record.fork_of}', which waits to be taken.",
                     hint=f"Take one: vmimagemanager acquire {record.fork_of}",
                 )
-            if self._site.state.box(self.name).borrowed.exists() and not self._borrowed:
-                from vmimagemanager.boxes import borrowing
-
-                borrowing.forget(self._site.state.box(self.name))
+            self._take_over()
             if self._site.state.box(self.name).frozen.exists():
                 from vmimagemanager.boxes import quiet
 
@@ -700,6 +701,13 @@ class Box:
             yield
         finally:
             lease.release()
+
+    def _take_over(self) -> None:
+        """Have the box be that of whoever uses it now, if a run that is over had borrowed it."""
+        if self._site.state.box(self.name).borrowed.exists() and not self._borrowed:
+            from vmimagemanager.boxes import borrowing
+
+            borrowing.forget(self._site.state.box(self.name))
 
     def _connected(self, record: BoxRecord) -> Session:
         from vmimagemanager.boxes import reach

@@ -109,6 +109,11 @@ def test_a_job_without_a_name_has_that_of_its_file() -> None:
             r"'step\[1\].trap.prove' is true: expected a step with a 'command'",
         ),
         (f"{LEAST}command = ['a']\ntrap = {{ baselin = 'b' }}", r"'step\[1\].trap.baselin' .*nearest is 'baseline'"),
+        (
+            f"{LEAST}get='/a'\ntrap={{baseline='b'}}\n[[step]]\nname='two'\nget='/a'\ntrap={{baseline='./b'}}",
+            r"'step\[2\].trap.baseline' .*expected a file that no step before it writes",
+        ),
+        (f"{LEAST}get = '/'", r"'step\[1\].get' is '/'"),
         ("format = 1\nformat = 1", "is not TOML"),
         ("\0", "is not TOML"),
     ],
@@ -224,7 +229,7 @@ def test_a_run_is_read_as_it_was_written(state: StateDirectory, least: Job) -> N
 def test_a_run_whose_process_was_killed_is_known_to_have_died(state: StateDirectory, least: Job) -> None:
     runs = Runs(state)
     with died(runs, least) as run:
-        assert (run.outcome, run.message) == (Outcome.DIED, "its process was killed")
+        assert (run.outcome, run.message) == (Outcome.DIED, "its process was killed, or could not write how it ended")
         runs.remove(run)
     with pytest.raises(UsageError, match="There is no run of a job 'hello'"):
         runs.list("hello")
@@ -374,4 +379,4 @@ def test_what_a_guest_prints_cannot_break_the_reports(state: StateDirectory, lea
     assert failure.get("message") == r"a\x1b[0m|b" + "\n" + r"\x00<"
     assert (failure.text or "").endswith("red  ]]> <&> | \ufffd")
     assert skipped.get("message") == "a step before it failed"
-    assert "| one | failed | 0.00 s | a [0m\\|b  &lt; |" in nightlyfiles.markdown(ended).decode()
+    assert "| one | failed | 0.00 s | a \\[0m\\|b  &lt; |" in nightlyfiles.markdown(ended).decode()

@@ -280,6 +280,7 @@ def test_the_command_line_runs_lists_shows_and_removes(
     status, _, said = vmim("nightly", "run", str(job.path))
     assert status == 2
     assert f"try: vmimagemanager nightly run {job.path} --accept" in said
+    assert vmim("nightly", "remove", "hello")[1].count("removed") == 1
     Baseline().write(tmp_path / "deps.toml")
     files = {name: tmp_path / name for name in ("junit", "markdown", "result")}
     for path in files.values():

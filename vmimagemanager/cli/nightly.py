@@ -17,6 +17,7 @@ from vmimagemanager.cli.progress import shown
 from vmimagemanager.cli.values import JOB, RUN
 from vmimagemanager.cli.verb import VerbGroup, verb_of
 from vmimagemanager.cli.verdicts import RESULT, recorded
+from vmimagemanager.durable import translate_os_errors
 from vmimagemanager.errors import UsageError
 
 if TYPE_CHECKING:
@@ -88,9 +89,10 @@ def _make_way(path: Path | None) -> None:
         return
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"'{path}' cannot be written: its folder is not writable, or not there.")
-    if path.is_symlink() or (path.exists() and not path.is_file()):
+    if not path.parent.is_dir() or path.is_symlink() or (path.exists() and not path.is_file()):
         raise UsageError(f"'{path}' cannot be written: it is there, and not a plain file.")
-    path.unlink(missing_ok=True)
+    with translate_os_errors("replace", path):
+        path.unlink(missing_ok=True)
 
 
 @verb_of(nightly, "list", documents=True)

@@ -70,7 +70,7 @@ def put(session: Session, source: Path, target: PurePosixPath, *, limit: timedel
     if not source.exists():
         raise TransferError(f"There is no file or folder '{source}' on the host.")
     is_update = source.is_dir() and source.name == target.name  # 'put tree/ /srv/tree' again is not meant to nest it
-    into = not is_update and session.run(["test", "-d", str(target)]).status == 0
+    into = not is_update and session.run(["test", "-d", str(target)], limit=limit).status == 0
     folder, name = (target, source.name) if into else (target.parent, target.name)
     written = 0
 

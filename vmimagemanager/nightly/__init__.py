@@ -15,6 +15,7 @@ Nothing of a run is left running that did not run before, however it ends.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -22,7 +23,7 @@ from dataclasses import replace
 from vmimagemanager.box import Box
 from vmimagemanager.deadline import Stopwatch
 from vmimagemanager.durable import replace_file
-from vmimagemanager.errors import BoxHeldError, VmimError
+from vmimagemanager.errors import BoxHeldError, StateError, VmimError
 from vmimagemanager.manager import Manager
 from vmimagemanager.nightly import inputs
 from vmimagemanager.nightly.job import Job, Step
@@ -35,6 +36,8 @@ from vmimagemanager.trap import History
 __all__ = ["Job", "Outcome", "Run", "Runs", "Step", "StepRun", "run", "runs_of"]
 
 _log = logging.getLogger(__name__)
+_MOST = 500  # characters of an error, which may be what a guest says
+_CONSOLE = 4 << 20  # bytes
 
 
 def runs_of(manager: Manager) -> Runs:
@@ -64,22 +67,24 @@ def run(
     Raises UsageError for a job that cannot be done, LeaseError for a box that somebody has or that is held, and
     whatever else keeps the testbed from doing it.  That is kept in the run's record, too.
     """
-    inputs.require(job, accept=accept or rebase)
     runs = runs_of(manager)
-    runs.make_room(job)
+    try:
+        runs.make_room(job)
+    except StateError as error:  # somebody else's, or somebody else was quicker
+        _log.warning("old runs of '%s' are not removed: %s", job.name, error)
     with runs.new(job) as begun:
         running = _Running(manager, job, begun, ended)
-        before = [one for one in runs.list(job.name) if one.name != begun.name]
         try:
-            running.to_the_end(before, accept=accept, rebase=rebase, progress=progress)
+            inputs.require(job, accept=accept or rebase)
+            running.to_the_end(runs, accept=accept, rebase=rebase, progress=progress)
         except BaseException as error:
             running.broke(error)
             try:
-                running.tell(before, over)
+                running.tell(over)
             except VmimError as another:
                 _log.warning("how the run '%s' ended is not kept: %s", begun.address, another)
             raise
-        running.tell(before, over)
+        running.tell(over)
     return running.run
 
 
@@ -87,19 +92,21 @@ class _Running:
     def __init__(self, manager: Manager, job: Job, begun: Run, ended: Callable[[StepRun], object] | None) -> None:
         self._manager, self._job, self._ended = manager, job, ended
         self._watch = Stopwatch()
+        self._before: list[Run] = []
         self.run = begun
 
-    def to_the_end(self, before: Sequence[Run], *, accept: bool, rebase: bool, progress: Progress) -> None:
+    def to_the_end(self, runs: Runs, *, accept: bool, rebase: bool, progress: Progress) -> None:
         job, manager = self._job, self._manager
         with manager.lease(job.box) as box:
             _require_not_held(box)
+            self._before = [one for one in runs.list(job.name) if one.name != self.run.name]
             self._note(inputs=inputs.gather(manager, box, job))
             with box.borrowed():
                 place = Place(
                     box=box,
                     job=job,
                     run=self.run,
-                    earlier=_earlier(before),
+                    earlier=_earlier(self._before),
                     accept=accept,
                     rebase=rebase,
                     progress=progress,
@@ -114,9 +121,9 @@ class _Running:
                 finally:
                     self._keep_what_explains(box)
 
-    def tell(self, before: Sequence[Run], over: Callable[[Run], object] | None) -> None:
+    def tell(self, over: Callable[[Run], object] | None) -> None:
         """Compare the run with the last one that passed, write its record, and tell whoever wants to know."""
-        passed = [one for one in before if one.outcome is Outcome.PASSED][-1:]
+        passed = [one for one in self._before if one.outcome is Outcome.PASSED][-1:]
         if passed and self.run.inputs:
             self._note(compared=passed[0].name, changed=inputs.changed(passed[0].inputs, self.run.inputs))
         self.run.write()
@@ -128,7 +135,8 @@ class _Running:
         if self.run.outcome is not Outcome.RUNNING:
             return
         outcome, message = _ending(error)
-        code = error.exit_code if isinstance(error, VmimError) else outcome.exit_code
+        code = 128 + signal.SIGPIPE if isinstance(error, BrokenPipeError) else outcome.exit_code
+        code = getattr(error, "exit_code", code)  # of ours, and of whatever ends the program
         self._note(outcome=outcome, message=message, exit_code=code)
 
     def _steps(self, place: Place) -> None:
@@ -184,7 +192,7 @@ class _Running:
         if self.run.outcome is Outcome.PASSED:
             return
         with suppress(VmimError):
-            replace_file(self.run.console_log, box.console_log(), mode=0o640)
+            replace_file(self.run.console_log, box.console_log()[-_CONSOLE:], mode=0o640)
         if self._job.hold is None or self.run.outcome is Outcome.INTERRUPTED or not self.run.steps:
             return
         try:
@@ -201,7 +209,7 @@ def _ending(error: BaseException) -> tuple[Outcome, str]:
     if isinstance(error, BrokenPipeError):
         return Outcome.INTERRUPTED, "whoever read its output went away"
     if isinstance(error, Exception):
-        return Outcome.ERROR, str(error) or repr(error)
+        return Outcome.ERROR, (str(error) or repr(error))[:_MOST]
     return Outcome.INTERRUPTED, ""
 
 

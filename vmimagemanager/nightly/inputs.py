@@ -15,6 +15,7 @@ from vmimagemanager.nightly.job import Insert, Job, Put, Script, Step
 from vmimagemanager.trap import Baseline, Policy
 
 _ARCHIVE = "archive "
+_OURS = ("job", "image", "snapshot")
 
 
 def require(job: Job, *, accept: bool) -> None:
@@ -46,8 +47,12 @@ def require(job: Job, *, accept: bool) -> None:
 
 def _require_readable(path: Path, step: Step, job: Job) -> None:
     where = f"The step '{step.name}' of '{printable(job.path)}' needs '{printable(path)}'"
-    if not path.exists():
-        raise ConfigError(f"{where}, which does not exist.")
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{where}, which does not exist.") from error
+    except OSError as error:
+        raise ConfigError(f"{where}, which cannot be read: {error.strerror}.") from error
     if not (path.is_file() or (path.is_dir() and isinstance(step.deed, Put | Insert))):
         raise ConfigError(f"{where}, which is not a file.")
     if not os.access(path, os.R_OK):
@@ -74,7 +79,8 @@ def gather(manager: Manager, box: Box, job: Job) -> dict[str, str]:
 
 def of(path: Path, job: Job) -> dict[str, str]:
     """Return a file, or a folder with all that is in it, as an input."""
-    return {_shown(path, job): _digest(path)}
+    shown = _shown(path, job)
+    return {f"./{shown}" if shown in _OURS else shown: _digest(path)}
 
 
 def archives(dates: Mapping[str, str]) -> dict[str, str]:

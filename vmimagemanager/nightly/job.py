@@ -152,11 +152,19 @@ class Job:
     def _require_sense(self, spot: Spot) -> None:
         """Raise ConfigError for keys that do not go together."""
         seen: set[str] = set()
+        baselines: set[Path] = set()
         for number, step in enumerate(self.steps, 1):
             here = spot.child("step").entry(number)
             if step.name in seen:
                 raise here.child("name").unexpected(step.name, "a name that no step before it has")
             seen.add(step.name)
+            if step.trap is not None and step.trap.baseline is not None:
+                if step.trap.baseline in baselines:
+                    where = here.child("trap").child("baseline")
+                    raise where.unexpected(str(step.trap.baseline), "a file that no step before it writes")
+                baselines.add(step.trap.baseline)
+            if isinstance(step.deed, Get) and step.deed.source == PurePosixPath("/"):
+                raise here.child("get").unexpected("/", "a file or a folder of the guest, and not all of it")
             if step.trap is not None and step.trap.prove and self.snapshot is None:
                 raise here.child("trap").child("prove").unexpected(True, "a job with a 'snapshot', which can be cloned")
 

@@ -41,6 +41,7 @@ def output(path: Path) -> Iterator[Output]:
     """Yield the output of a step, for the new file ``path``, which is not there when nothing was printed."""
     with translate_os_errors("write", path):
         descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    os.fchmod(descriptor, 0o640)  # whatever the umask: the folder says who may look
     try:
         yield Output(path, descriptor)
     finally:

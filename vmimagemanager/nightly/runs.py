@@ -28,7 +28,7 @@ from vmimagemanager.durable import make_folder, publish, remove_tree, translate_
 from vmimagemanager.errors import LeaseError, StateError, UsageError
 from vmimagemanager.leases import owner
 from vmimagemanager.locks import FileLock
-from vmimagemanager.names import is_name, quoted
+from vmimagemanager.names import is_name, printable, quoted
 from vmimagemanager.nightly.job import Job
 from vmimagemanager.nightly.outcome import Outcome
 from vmimagemanager.proof import Proof
@@ -110,14 +110,14 @@ class Run:
         """Write its record; raise SpaceError or StateError."""
         record = {
             "job": self.job,
-            "path": str(self.path),
+            "path": printable(self.path),
             "box": self.box,
             "snapshot": self.snapshot,
             "started": self.started,
             "owner": self.owner,
             "outcome": self.outcome.value,
             "seconds": round(self.seconds, 3),
-            "message": self.message,
+            "message": _encodable(self.message),
             "exit-code": self.exit_code,
             "compared": self.compared,
             "changed": list(self.changed),
@@ -170,18 +170,22 @@ class Runs:
         """Return the runs of a job, or of all jobs, the oldest first; raise UsageError when there are none of it."""
         folder = self._state.runs
         jobs = [job] if job is not None else _names(folder)
-        if job is not None and (not is_name(job) or not (folder / job).is_dir()):
+        if job is not None and (not is_name(job) or job not in _names(folder)):
             known = ", ".join(_names(folder))
             raise UsageError(
                 f"There is no run of a job {quoted(job)}.",
                 hint=f"There are runs of: {known}." if known else "vmimagemanager nightly run FILE",
             )
-        found = [self._read(folder / one / name) for one in jobs for name in _names(folder / one)]
+        folders = [folder / one / name for one in jobs for name in _names(folder / one)]
+        found = [self._read(path) for path in folders]
+        found = [run for run in found if run.outcome is not Outcome.DAMAGED or run.folder.exists()]  # not just removed
         return tuple(sorted(found, key=lambda run: (run.started, run.address)))
 
     def get(self, job: str, name: str | None = None) -> Run:
         """Return a run of a job, by default the last one; raise UsageError when there is none of that name."""
         found = self.list(job)
+        if not found:
+            raise UsageError(f"There is no run of a job {quoted(job)}.", hint="vmimagemanager nightly run FILE")
         for run in reversed(found):
             if name in (None, run.name):
                 return run
@@ -197,7 +201,7 @@ class Runs:
                 hint=f"End it first: kill {holder.pid if holder else ''}",
             )
         hidden = run.folder.with_name(f"{_REMOVED}{run.name}")  # all at once, for whoever looks meanwhile
-        with translate_os_errors("remove", run.folder):
+        with translate_os_errors("remove", run.folder), suppress(FileNotFoundError):  # somebody else was quicker
             run.folder.rename(hidden)
         self.sweep(run.job)
 
@@ -240,7 +244,12 @@ class Runs:
         if run.outcome is not Outcome.RUNNING:
             return run
         steps = [replace(one, outcome=Outcome.DIED) if one.outcome is Outcome.RUNNING else one for one in run.steps]
-        return replace(run, outcome=Outcome.DIED, message="its process was killed", steps=tuple(steps))
+        return replace(
+            run,
+            outcome=Outcome.DIED,
+            message="its process was killed, or could not write how it ended",
+            steps=tuple(steps),
+        )
 
 
 def _recorded(folder: Path) -> Run:
@@ -298,13 +307,18 @@ def _damaged(folder: Path, message: str) -> Run:
     )
 
 
+def _encodable(text: str) -> str:
+    """Escape what TOML cannot hold: what a guest says, and how its files are called, is the guest's."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _step_record(step: StepRun) -> dict[str, Any]:
     return {
         "name": step.name,
         "outcome": step.outcome.value,
         "seconds": round(step.seconds, 3),
         "status": step.status,
-        "message": step.message,
+        "message": _encodable(step.message),
         "log": step.log.name if step.log else None,
         "trap": step.trapped.to_record() if step.trapped else None,
     }
@@ -344,9 +358,9 @@ def _step(folder: Path, record: Mapping[str, Any]) -> StepRun:
 
 
 def _names(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
     with translate_os_errors("read", folder):
+        if not folder.is_dir():
+            return []
         return sorted(entry.name for entry in folder.iterdir() if is_name(entry.name) and entry.is_dir())
 
 

@@ -22,6 +22,7 @@ from vmimagemanager.trap import History, Told
 from vmimagemanager.units import format_duration
 
 _ANSWER = timedelta(seconds=10)
+_MOST = 500  # characters of what a guest says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,7 @@ class _Doing:
             question = Question.of(
                 box, deed.argv, snapshot=place.job.snapshot, artefacts=trap.artefacts, jobs=trap.jobs
             )
+            question = replace(question, limit=self.step.timeout)
         writes = (place.accept or place.rebase) and trap.baseline is not None
         try:
             with box.trap(
@@ -131,11 +133,12 @@ class _Doing:
 
     def _deed(self, deed: Deed) -> _Ended:
         """Do it, within the step's time; raise _TooLongError when that did not suffice though the guest is well."""
-        limit = self.step.timeout
+        limit, watch = self.step.timeout, Stopwatch()
         try:
             return self._done(deed, limit)
         except DeadlineError as error:
-            if not self.place.guest_is_well():
+            over = watch.total >= limit.total_seconds() * timeout_factor()  # or it was a connection that did not answer
+            if not over or not self.place.guest_is_well():
                 raise
             raise _TooLongError(f"it did not end within {format_duration(limit * timeout_factor())}") from error
 
@@ -164,7 +167,7 @@ class _Doing:
         except TransferError as error:
             if not self.place.guest_is_well():
                 raise
-            return _Ended(failure=str(error))
+            return _Ended(failure=str(error)[:_MOST])
         return _Ended()
 
 

@@ -69,12 +69,14 @@ class Question:
     """Which command is to be run, in clones of which live snapshot, ``jobs`` of them at once.
 
     Two runs are equal when they end with the same status and the files below the ``artefacts`` are the same.
+    ``limit`` is how long a run with nothing missing may take.
     """
 
     snapshot: str
     command: Sequence[str]
     artefacts: tuple[PurePosixPath, ...] = ()
     jobs: int = min(2, os.cpu_count() or 1)
+    limit: timedelta | None = None
 
     @classmethod
     def of(
@@ -127,7 +129,7 @@ class _Proving:
         for path, item in trap.verdict.after.owners.items():
             self._files.setdefault(item, []).append(path)
         self._trials = self._remembered = 0
-        self._limit: timedelta | None = None
+        self._limit = question.limit
         found = [one.manifest for one in box.snapshots() if one.name == question.snapshot]
         self.identity = f"{found[0].token} {found[0].created.isoformat()}" if found else ""
 

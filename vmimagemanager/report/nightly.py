@@ -126,7 +126,7 @@ def _step_document(step: StepRun) -> dict[str, Any]:
 
 
 def _trap_document(step: StepRun) -> dict[str, Any] | None:
-    if step.told is not None:
+    if step.told is not None and step.accepted is None:
         told = step.told
         return trap.document(told.verdict, inputs=told.inputs, today=told.today, fixed=told.fixed)
     return _kept(step.trapped) if step.trapped is not None else None

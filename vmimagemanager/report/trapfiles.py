@@ -148,14 +148,20 @@ def _row(finding: Finding) -> str:
         why = f"excepted: {finding.excepted}"
     elif finding.accepted:
         why = "accepted"
-    cells = (finding.severity.value, finding.rule.value, f"`{finding.item}`", finding.detail, why)
-    return f"| {' | '.join(map(cell, cells))} |"
+    item = f"`{_plain(finding.item)}`"
+    cells = (finding.severity.value, finding.rule.value, item, cell(finding.detail), cell(why))
+    return f"| {' | '.join(cells)} |"
 
 
 def cell(text: str) -> str:
-    """Return text for a cell of a table in Markdown, on one line and without control characters."""
+    """Return text for a cell of a table in Markdown: one line, without a link, an image or HTML of somebody else's."""
+    return _plain(text).replace("[", "\\[").replace("<", "&lt;")
+
+
+def _plain(text: str) -> str:
+    """Return text on one line that ends neither a cell nor code."""
     plain = "".join(character if character.isprintable() else " " for character in text)
-    return plain.replace("|", "\\|").replace("<", "&lt;")
+    return plain.replace("|", "\\|").replace("`", "'")
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
