@@ -218,8 +218,16 @@ def test_a_run_is_read_as_it_was_written(state: StateDirectory, least: Job) -> N
             log=run.log(1, "one"),
             trapped=History(findings={"f": seen}, inputs="i", archive={"a": "today"}),
         )
-        more = {"outcome": Outcome.TRAPPED_AND_FAILED, "exit_code": 101, "changed": ("job",), "compared": "earlier"}
-        ended = replace(run, seconds=2.5, inputs={"job": "x"}, steps=(step,), **more)  # type: ignore[arg-type]
+        ended = replace(
+            run,
+            outcome=Outcome.TRAPPED_AND_FAILED,
+            exit_code=101,
+            seconds=2.5,
+            inputs={"job": "x"},
+            changed=("job",),
+            compared="earlier",
+            steps=(step,),
+        )
         ended.write()
     assert runs.get("hello") == ended
     assert not (run.folder / "lock").exists()

@@ -132,7 +132,9 @@ def test_a_trap_as_a_step_is_sprung_accepted_and_silent(
     job = write(sneaking("{ baseline = 'deps.toml', since = 'clean' }"), "command = ['true']")
     first = nightly.run(manager, job)
     assert (first.outcome, outcomes(first), first.exit_code) == (Outcome.TRAPPED, ["trapped", "passed"], 100)
-    (found,) = nightly.runs_of(manager).get("hello").steps[0].trapped.findings.values()  # type: ignore[union-attr]
+    trapped = nightly.runs_of(manager).get("hello").steps[0].trapped
+    assert trapped is not None
+    (found,) = trapped.findings.values()
     assert (found.item, found.rule) == (f"file:{SNEAKED}", "program")
     second = nightly.run(manager, job)
     assert second.steps[0].told is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,8 +50,11 @@ def recorded(path: Path | None, kind: str, **about: object) -> Iterator[Verdict]
     except VmimError as error:
         verdict.values = {"outcome": "failed", "failure": failures.document(error)}
         raise
-    except KeyboardInterrupt:
-        verdict.values = {"outcome": "interrupted", "exit_code": INTERRUPTED}
+    except KeyboardInterrupt as error:
+        verdict.values = {"outcome": "interrupted", "exit_code": getattr(error, "exit_code", INTERRUPTED)}
+        raise
+    except BrokenPipeError:  # whoever read our output has read enough
+        verdict.values = {"outcome": "interrupted", "exit_code": 128 + signal.SIGPIPE}
         raise
     finally:
         if path is not None and verdict.values:
